@@ -1,0 +1,113 @@
+#include "backend/cpu/thread_pool.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <fstream>
+#include <system_error>
+
+#include "support/check.h"
+
+namespace guanaco::cpu {
+namespace {
+
+/// About the time between two loops of a decoding step; a thread that waits longer sleeps, so that
+/// an idle model costs nothing.
+constexpr std::chrono::microseconds kSpin(50);
+
+void relax() {
+#if GUANACO_X86
+  __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+int usable_cpus() {
+  int cpus = std::max(1, int(std::thread::hardware_concurrency()));
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) cpus = std::max(1, CPU_COUNT(&set));
+  std::ifstream quota_file("/sys/fs/cgroup/cpu.max");  // "max 100000" or "150000 100000"
+  std::int64_t quota = 0, period = 0;
+  if (quota_file >> quota >> period && quota > 0 && period > 0)
+    cpus = int(std::min<std::int64_t>(cpus, (quota + period - 1) / period));
+  return cpus;
+}
+
+ThreadPool::ThreadPool(int threads) : spins_(threads <= usable_cpus()) {
+  workers_.reserve(std::size_t(threads - 1));
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (const std::system_error& error) {
+    const std::size_t made = workers_.size() + 1;
+    stop();
+    fail(ErrorCode::out_of_memory, "threads: {} wanted, the system gave {}: {}", threads, made,
+         error.what());
+  }
+}
+
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
+  post({});
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::post(Job job) {
+  job_ = job;
+  pending_.store(unsigned(workers_.size()), std::memory_order_relaxed);
+  posted_.fetch_add(1, std::memory_order_release);
+  posted_.notify_all();
+}
+
+void ThreadPool::run(Job job) {
+  if (workers_.empty() || job.count <= 1) {
+    if (job.count > 0) job.call(job.body, 0, job.count);
+    return;
+  }
+  post(job);
+  do_share(0);
+  for (unsigned left; (left = pending_.load(std::memory_order_acquire)) > 0;)
+    wait_while(pending_, left);
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void ThreadPool::work(int thread) {
+  for (unsigned seen = 0;; ++seen) {
+    wait_while(posted_, seen);
+    if (!job_.call) return;
+    do_share(thread);
+    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+  }
+}
+
+void ThreadPool::do_share(int thread) noexcept {
+  const auto bound = [&](int i) { return int(std::int64_t(job_.count) * i / threads()); };
+  const int begin = bound(thread), end = bound(thread + 1);
+  if (begin == end) return;
+  try {
+    job_.call(job_.body, begin, end);
+  } catch (...) {
+    const std::lock_guard lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
+}
+
+void ThreadPool::wait_while(const std::atomic<unsigned>& value, unsigned old) const {
+  const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
+  if (changed()) return;
+  if (spins_) {
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    do {
+      for (int i = 0; i < 32; ++i) {
+        if (changed()) return;
+        relax();
+      }
+    } while (std::chrono::steady_clock::now() < end);
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace guanaco::cpu

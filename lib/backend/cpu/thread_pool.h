@@ -1,0 +1,57 @@
+#pragma once
+
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace guanaco::cpu {
+
+/// CPUs this process may use: its affinity mask, cut to the quota of its control group.
+int usable_cpus();
+
+/// Threads that share loops with the one that calls. Used by one thread at a time.
+class ThreadPool {
+ public:
+  /// `threads` in all, the caller being one of them. Throws out_of_memory if they cannot be made.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+
+  int threads() const noexcept { return int(workers_.size()) + 1; }
+
+  /// Calls body(begin, end) with ranges that together are [0, count), one for each thread at most,
+  /// and returns when all are done. Allocates nothing. Throws what a body threw, the first of
+  /// them.
+  template <typename F>
+  void parallel_for(int count, F&& body) {
+    using Callable = std::remove_reference_t<F>;
+    run({[](void* f, int begin, int end) { (*static_cast<Callable*>(f))(begin, end); }, &body,
+         count});
+  }
+
+ private:
+  struct Job {
+    void (*call)(void*, int begin, int end) = nullptr;  ///< null: the pool is going away
+    void* body = nullptr;
+    int count = 0;
+  };
+  void run(Job job);
+  void post(Job job);
+  void work(int thread);
+  void do_share(int thread) noexcept;
+  void wait_while(const std::atomic<unsigned>& value, unsigned old) const;
+  void stop();
+
+  std::vector<std::thread> workers_;
+  bool spins_;  ///< only where every thread has a CPU: else spinning keeps others from working
+  Job job_;
+  std::atomic<unsigned> posted_ = 0;   ///< jobs so far
+  std::atomic<unsigned> pending_ = 0;  ///< workers that have not done their share of the last one
+  std::mutex error_mutex_;
+  std::exception_ptr error_;
+};
+
+}  // namespace guanaco::cpu

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include <guanaco/model.h>
+
+#include "backend/backend.h"
+#include "model/forward.h"
+
+namespace guanaco {
+
+/// What the copies of a Model share. Immutable after load(), but for what one pass at a time uses,
+/// under `pass`.
+struct LoadedModel {
+  ModelInfo info;
+  LoadReport report;
+  LlamaConfig config;
+  std::optional<Tokenizer> tokenizer;
+  std::string no_tokenizer;  ///< why there is none
+  std::unique_ptr<Backend> backend;
+  ModelWeights weights;
+  int rows = 0;  ///< most rows of one pass
+
+  /// The rows of the pass under way, reserved once for all passes.
+  struct Pass {
+    std::mutex mutex;
+    std::vector<TokenId> tokens;   ///< [rows]
+    std::vector<int> positions;    ///< [rows]
+    std::vector<int> sequences;    ///< [rows]
+    std::vector<KvPages*> caches;  ///< [rows]: a sequence has at least one row
+    std::vector<float> logits;     ///< [Backend::kLogitRows, vocab], for scoring
+  } pass;
+
+  /// Ids that sampling may choose: rows of the head that are pieces of the tokenizer.
+  int choices() const {
+    return tokenizer ? std::min(config.vocab, tokenizer->size()) : config.vocab;
+  }
+  TokenId end_of_text() const { return tokenizer ? tokenizer->eos() : config.eos; }
+};
+
+}  // namespace guanaco

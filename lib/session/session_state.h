@@ -1,0 +1,45 @@
+#pragma once
+
+#include <vector>
+
+#include <guanaco/session.h>
+
+#include "model/loaded_model.h"
+
+namespace guanaco {
+
+/// What a Session and the Generation that uses it share.
+struct SessionState {
+  SessionState(Model model_in, LoadedModel& loaded_in, int context_in)
+      : model(std::move(model_in)), loaded(loaded_in), context(context_in) {}
+
+  Model model;                        ///< keeps `loaded` alive
+  LoadedModel& loaded;  int context;
+  std::unique_ptr<KvPages> pages;
+  std::vector<TokenId> tokens;     ///< what the cache holds; room for `context` is reserved
+  std::vector<float> logits;       ///< [vocab] after the last token
+  std::vector<float> next_logits;  ///< [vocab] of a feed under way, swapped in when it succeeds
+  bool has_logits = false;
+  bool generating = false;  ///< a live Generation uses this session
+
+
+  int position() const { return int(tokens.size()); }
+};
+
+/// One sequence's part in a feed, seen from inside.
+struct InnerFeed {
+  SessionState* session;
+  std::span<const TokenId> tokens;
+  std::span<float> logprobs = {};  ///< [tokens] if scores are wanted, else empty
+};
+
+/// The one way tokens get into sessions: all or nothing (design.md 4). Arguments were checked.
+void feed_sessions(std::span<const InnerFeed> feeds, Watch watch);
+
+/// Throws invalid_argument or context_full if `tokens` cannot be appended.
+void check_feed(const SessionState& session, std::span<const TokenId> tokens);
+
+/// Natural log-probability of `token` under softmax(logits), added up in double.
+float log_probability(std::span<const float> logits, TokenId token);
+
+}  // namespace guanaco

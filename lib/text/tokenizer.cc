@@ -1,0 +1,215 @@
+#include <guanaco/tokenizer.h>
+#include <sentencepiece_processor.h>
+
+#include <charconv>
+#include <utility>
+
+#include "io/file.h"
+#include "support/check.h"
+#include "text/protobuf.h"
+#include "text/utf8.h"
+
+namespace guanaco {
+namespace {
+
+using sentencepiece::SentencePieceProcessor;
+
+constexpr std::uint64_t kLimit = std::uint64_t(64) << 20;  // bytes of a model and of one text
+constexpr std::string_view kSpaceSymbol = "\xe2\x96\x81";  // U+2581 stands for a space
+
+/// What we decide on before sentencepiece, which would print or exit, sees the file. Names and
+/// numbers are those of sentencepiece_model.proto.
+struct ModelProto {
+  std::uint64_t model_type = 1;  // UNIGRAM, where the file says nothing
+  bool treat_whitespace_as_suffix = false;
+  bool add_dummy_prefix = true;
+  bool has_charsmap = false;
+  std::string serialized;  // the file without its self-test, whose failures would be printed
+};
+
+void read_piece(const std::filesystem::path& file, int id, std::string_view message) {
+  ProtobufReader reader(message);
+  ProtobufField field;
+  while (reader.next(field))
+    if (field.number == 1 && field.type == ProtobufField::bytes)
+      require(field.contents.find('\0') == std::string_view::npos, ErrorCode::malformed,
+              "{}: piece {} holds a NUL character", file.string(), id);
+  require(!reader.broken(), ErrorCode::malformed, "{}: piece {} is no protobuf message",
+          file.string(), id);
+}
+
+void read_trainer(const std::filesystem::path& file, std::string_view message, ModelProto& model) {
+  ProtobufReader reader(message);
+  ProtobufField field;
+  while (reader.next(field)) {
+    if (field.type != ProtobufField::varint) continue;
+    if (field.number == 3) model.model_type = field.value;
+    if (field.number == 24) model.treat_whitespace_as_suffix = field.value != 0;
+  }
+  require(!reader.broken(), ErrorCode::malformed, "{}: trainer_spec is no protobuf message",
+          file.string());
+}
+
+void read_normalizer(const std::filesystem::path& file, std::string_view message,
+                     ModelProto& model) {
+  ProtobufReader reader(message);
+  ProtobufField field;
+  while (reader.next(field)) {
+    if (field.number == 2 && field.type == ProtobufField::bytes)
+      model.has_charsmap |= !field.contents.empty();
+    if (field.number == 3 && field.type == ProtobufField::varint)
+      model.add_dummy_prefix = field.value != 0;
+  }
+  require(!reader.broken(), ErrorCode::malformed, "{}: normalizer_spec is no protobuf message",
+          file.string());
+}
+
+ModelProto read_model(const std::filesystem::path& file, std::string_view bytes) {
+  ModelProto model;
+  ProtobufReader reader(bytes);
+  ProtobufField field;
+  int pieces = 0;
+  while (reader.next(field)) {
+    constexpr std::uint64_t kPieces = 1, kTrainer = 2, kNormalizer = 3, kSelfTest = 4,
+                            kDenormalizer = 5;
+    if (field.number == kSelfTest) continue;
+    model.serialized += field.wire;
+    if (field.type != ProtobufField::bytes) continue;
+    if (field.number == kPieces) read_piece(file, pieces++, field.contents);
+    if (field.number == kTrainer) read_trainer(file, field.contents, model);
+    if (field.number == kNormalizer) read_normalizer(file, field.contents, model);
+    if (field.number == kDenormalizer) {
+      ModelProto denormalizer;  // the same message; only its charsmap is of interest
+      read_normalizer(file, field.contents, denormalizer);
+      model.has_charsmap |= denormalizer.has_charsmap;
+    }
+  }
+  require(!reader.broken() && pieces > 0, ErrorCode::malformed,
+          "{}: expected a SentencePiece model, found {}", file.string(),
+          bytes.empty()     ? "an empty file"
+          : pieces > 0      ? "one that is cut short or damaged"
+          : reader.broken() ? "other data"
+                            : "no pieces");
+  require(model.model_type == 2, ErrorCode::unsupported,
+          "{}: expected model_type 2 (BPE), found {}", file.string(),
+          model.model_type == 1 ? "1 (UNIGRAM)" : fmt::to_string(model.model_type));
+  require(!model.has_charsmap, ErrorCode::unsupported,
+          "{}: expected no precompiled_charsmap, found one", file.string());
+  require(!model.treat_whitespace_as_suffix, ErrorCode::unsupported,
+          "{}: expected spaces before words, found treat_whitespace_as_suffix", file.string());
+  return model;
+}
+
+/// sentencepiece quotes pieces in its messages; ours are one line of UTF-8.
+std::string one_line(std::string text) {
+  for (char& c : text)
+    if (c < ' ' || c > '~') c = '?';
+  return text;
+}
+
+void load_processor(const std::filesystem::path& file, const std::string& serialized,
+                    SentencePieceProcessor& processor) {
+  const auto status = processor.LoadFromSerializedProto({serialized.data(), serialized.size()});
+  require(status.ok(), ErrorCode::malformed, "{}: sentencepiece refuses it: {}", file.string(),
+          one_line(status.ToString()));
+}
+
+/// The bytes a token adds to a text.
+std::string piece_bytes(const SentencePieceProcessor& processor, int id) {
+  if (processor.IsControl(id)) return {};
+  if (processor.IsUnknown(id)) {
+    std::string surface;
+    processor.Decode(std::vector<int>{id}, &surface).IgnoreError();
+    return surface;
+  }
+  const std::string& piece = processor.IdToPiece(id);
+  if (processor.IsByte(id)) {  // "<0x0A>", which sentencepiece has checked
+    unsigned value = 0;
+    std::from_chars(piece.data() + 3, piece.data() + 5, value, 16);
+    return {char(value)};
+  }
+  std::string text;
+  for (std::size_t i = 0; i < piece.size();) {
+    const bool space = std::string_view(piece).substr(i).starts_with(kSpaceSymbol);
+    text += space ? ' ' : piece[i];
+    i += space ? kSpaceSymbol.size() : 1;
+  }
+  return text;
+}
+
+}  // namespace
+
+struct Tokenizer::Impl {
+  std::string file;                     // for messages
+  SentencePieceProcessor whole;         // puts a space before the first word
+  SentencePieceProcessor continuation;  // the same model, but does not
+  std::vector<std::string> pieces;      // [size] what each token adds to a text
+  bool drops_first_space = true;
+
+  void append_ids(const SentencePieceProcessor& processor, std::string_view text,
+                  std::vector<TokenId>& ids) const {
+    require(text.size() <= kLimit, ErrorCode::invalid_argument,
+            "text: expected at most {} bytes, found {}", kLimit, text.size());
+    std::vector<int> found;
+    const auto status = processor.Encode({text.data(), text.size()}, &found);
+    // Happens where a control piece is a single character, which then may not stand in a text.
+    require(status.ok(), ErrorCode::malformed, "{}: sentencepiece cannot encode a text with it: {}",
+            file, one_line(status.ToString()));
+    ids.insert(ids.end(), found.begin(), found.end());
+  }
+};
+
+Tokenizer::Tokenizer(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+
+Tokenizer Tokenizer::load(const std::filesystem::path& file) {
+  ModelProto model = read_model(file, read_text(file, kLimit));
+  auto impl = std::make_shared<Impl>();
+  impl->file = file.string();
+  impl->drops_first_space = model.add_dummy_prefix;
+  load_processor(file, model.serialized, impl->whole);
+  // Concatenating serialised messages merges them: normalizer_spec { add_dummy_prefix: false }.
+  model.serialized += std::string_view("\x1a\x02\x18\x00", 4);
+  load_processor(file, model.serialized, impl->continuation);
+  const int size = impl->whole.GetPieceSize();
+  for (int id = 0; id < size; ++id) impl->pieces.push_back(piece_bytes(impl->whole, id));
+  return Tokenizer(std::move(impl));
+}
+
+std::vector<TokenId> Tokenizer::encode(std::string_view text, bool begin) const {
+  std::vector<TokenId> ids;
+  if (begin && bos() >= 0) ids.push_back(bos());
+  impl_->append_ids(impl_->whole, text, ids);
+  return ids;
+}
+
+std::vector<TokenId> Tokenizer::encode_continuation(std::string_view text) const {
+  std::vector<TokenId> ids;
+  impl_->append_ids(impl_->continuation, text, ids);
+  return ids;
+}
+
+std::string Tokenizer::decode(std::span<const TokenId> tokens) const {
+  std::string bytes;
+  for (TokenId token : tokens) bytes += piece(token);
+  std::string_view rest = bytes;
+  if (impl_->drops_first_space && rest.starts_with(' ')) rest.remove_prefix(1);
+  std::string text;
+  while (!rest.empty()) {
+    const Utf8Start start = utf8_start(rest);
+    const bool good = start.kind == Utf8Start::complete;
+    text += good ? rest.substr(0, start.length) : kReplacementCharacter;
+    rest.remove_prefix(good ? start.length : 1);
+  }
+  return text;
+}
+
+std::string_view Tokenizer::piece(TokenId token) const noexcept {
+  if (token < 0 || token >= size()) return {};
+  return impl_->pieces[std::size_t(token)];
+}
+
+int Tokenizer::size() const noexcept { return int(impl_->pieces.size()); }
+TokenId Tokenizer::bos() const noexcept { return impl_->whole.bos_id(); }
+TokenId Tokenizer::eos() const noexcept { return impl_->whole.eos_id(); }
+
+}  // namespace guanaco

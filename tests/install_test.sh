@@ -1,0 +1,36 @@
+#!/bin/sh
+# Installs the library into a temporary prefix and uses it like a stranger: builds examples/ with
+# find_package, and hello.cc with pkg-config; both must talk.
+#
+#     install_test.sh SOURCE_DIR BUILD_DIR MODEL CXX BUILD_TYPE SANITIZERS
+set -eu
+source=$1 build=$2 model=$3 cxx=$4 build_type=$5 sanitizers=$6
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+prefix=$scratch/prefix
+
+cmake --install "$build" --prefix "$prefix" >/dev/null
+[ -z "$(find "$prefix" -type f ! -path '*/include/guanaco/*' ! -path '*/cmake/guanaco/*' \
+  ! -name guanaco.pc ! -name libguanaco.a)" ] ||
+  { echo 'more was installed than the library:'; find "$prefix" -type f; exit 1; }
+
+echo '== find_package'
+cmake -G Ninja -S "$source/examples" -B "$scratch/build" -DCMAKE_PREFIX_PATH="$prefix" \
+  -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_BUILD_TYPE="$build_type"
+cmake --build "$scratch/build"
+for program in hello guanaco-chat guanaco-perplexity guanaco-inspect; do
+  [ -x "$scratch/build/bin/$program" ] || { echo "no bin/$program was built"; exit 1; }
+done
+"$scratch/build/bin/hello" "$model" >"$scratch/first.txt"
+cat "$scratch/first.txt"
+
+echo '== pkg-config'
+pc=$(find "$prefix" -name guanaco.pc)
+export PKG_CONFIG_PATH="${pc%/*}"
+"$cxx" -std=c++20 ${sanitizers:+-fsanitize="$sanitizers"} "$source/examples/hello.cc" \
+  $(pkg-config --cflags --libs guanaco) -o "$scratch/hello"
+"$scratch/hello" "$model" >"$scratch/second.txt"
+
+[ -s "$scratch/first.txt" ] || { echo 'hello printed nothing'; exit 1; }
+cmp "$scratch/first.txt" "$scratch/second.txt"

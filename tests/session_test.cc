@@ -1,0 +1,536 @@
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <new>
+#include <numeric>
+#include <string>
+#include <thread>
+
+#include <doctest/doctest.h>
+#include <guanaco/guanaco.h>
+
+#include "synthetic.h"
+
+// Counts every allocation of this program, so that a test can show that steady decoding makes none.
+namespace {
+std::atomic<long> allocations = 0;
+}
+// Not inlined, or the compiler sees a malloc where it expects this operator new.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* const memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace guanaco {
+namespace {
+
+/// The bundled model, loaded once with short passes, so that a prompt of 40 tokens takes several.
+const Model& bundled() {
+  static const Model model =
+      Model::load(GUANACO_MODEL, {.device = Device::cpu, .threads = 2, .rows = 16});
+  return model;
+}
+
+std::vector<TokenId> ids(std::string_view text) { return bundled().tokenizer().encode(text); }
+
+constexpr std::string_view kPrompt =
+    "### Human: What are the benefits of regular exercise? ### Assistant:";
+constexpr std::string_view kStory =
+    "Once upon a time there was a king who had three daughters, and the youngest of them asked her "
+    "father every evening "
+    "for a story before she went to sleep, whatever the weather was.";
+
+std::vector<float> copy(std::span<const float> values) { return {values.begin(), values.end()}; }
+
+/// The logits after `tokens` in a session of their own.
+std::vector<float> logits_after(const Model& model, std::span<const TokenId> tokens) {
+  Session session(model, {.context = 256});
+  session.feed(tokens);
+  return copy(session.logits());
+}
+
+template <typename F>
+Error error_of(F&& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error;
+  }
+  FAIL("expected a guanaco::Error");
+  return {ErrorCode::internal, ""};
+}
+
+bool contains(const Error& error, std::string_view text) {
+  INFO(error.what());
+  return std::string_view(error.what()).find(text) != std::string_view::npos;
+}
+
+TEST_CASE("feeding in slices gives the same logits as feeding at once") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  const std::vector<float> at_once = logits_after(bundled(), tokens);
+  for (const std::size_t slice :
+       {std::size_t(1), std::size_t(7), std::size_t(16), std::size_t(33)}) {
+    Session session(bundled(), {.context = 256});
+    for (std::size_t i = 0; i < tokens.size(); i += slice)
+      session.feed(std::span(tokens).subspan(i, std::min(slice, tokens.size() - i)));
+    CHECK(copy(session.logits()) == at_once);
+    CHECK(session.position() == int(tokens.size()));
+  }
+}
+
+TEST_CASE("a batch of sessions gives each the logits it has alone") {
+  const std::vector<std::vector<TokenId>> prompts = {ids(kStory), ids("The"), ids(kPrompt),
+                                                     ids("Hello there, how are you?")};
+  std::vector<Session> sessions;
+  for (std::size_t i = 0; i < prompts.size(); ++i)
+    sessions.emplace_back(bundled(), SessionOptions{256});
+  std::vector<Feed> feeds;
+  for (std::size_t i = 0; i < prompts.size(); ++i) feeds.push_back({&sessions[i], prompts[i]});
+  feed(feeds);
+  for (std::size_t i = 0; i < prompts.size(); ++i)
+    CHECK(copy(sessions[i].logits()) == logits_after(bundled(), prompts[i]));
+}
+
+TEST_CASE("the logits do not depend on the number of threads") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  const std::vector<float> two = logits_after(bundled(), tokens);
+  for (const int threads : {1, 3, 4}) {
+    const Model model = Model::load(GUANACO_MODEL, {.device = Device::cpu, .threads = threads});
+    CHECK(logits_after(model, tokens) == two);
+  }
+}
+
+TEST_CASE("a rewound session is as if the tokens after had never been") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  const std::vector<float> expected = logits_after(bundled(), tokens);
+  Session session(bundled(), {.context = 256});
+  session.feed(std::span(tokens).first(20));
+  session.feed(ids("something else entirely, which is then taken back"));
+  session.rewind(20);
+  CHECK(session.logits().empty());
+  CHECK(session.position() == 20);
+  session.feed(std::span(tokens).subspan(20));
+  CHECK(copy(session.logits()) == expected);
+  CHECK(contains(error_of([&] { session.rewind(-1); }), "cannot rewind to position -1"));
+  CHECK(contains(error_of([&] { session.rewind(10000); }), "expected 0 to"));
+}
+
+TEST_CASE("reuse keeps the common beginning and leaves one token to feed") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  Session session(bundled(), {.context = 256});
+  CHECK(session.reuse(tokens) == 0);
+  session.feed(tokens);
+  CHECK(session.reuse(tokens) == int(tokens.size()) - 1);
+  session.feed(std::span(tokens).last(1));
+  std::vector<TokenId> other(tokens.begin(), tokens.begin() + 12);
+  other.push_back(tokens[12] == 300 ? 301 : 300);
+  CHECK(session.reuse(other) == 12);
+  session.feed(std::span(other).last(1));
+  CHECK(copy(session.logits()) == logits_after(bundled(), other));
+}
+
+TEST_CASE("scores are the log-probabilities that feeding token by token gives") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  Session session(bundled(), {.context = 256});
+  std::vector<float> scores = session.score(std::span(tokens).first(5));
+  const std::vector<float> rest = session.score(std::span(tokens).subspan(5));
+  scores.insert(scores.end(), rest.begin(), rest.end());
+  REQUIRE(scores.size() == tokens.size());
+  CHECK(copy(session.logits()) == logits_after(bundled(), tokens));
+
+  Session single(bundled(), {.context = 256});
+  CHECK(scores[0] == 0);
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (i > 0) {
+      double sum = 0;
+      for (const float logit : single.logits()) sum += std::exp(double(logit));
+      CHECK(scores[i] ==
+            doctest::Approx(double(single.logits()[std::size_t(tokens[i])]) - std::log(sum))
+                .epsilon(1e-5));
+    }
+    single.feed(std::span(tokens).subspan(i, 1));
+  }
+}
+
+TEST_CASE("a feed that fails changes nothing") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  Session session(bundled(), {.context = 64}), other(bundled(), {.context = 64});
+  session.feed(std::span(tokens).first(10));
+  other.feed(std::span(tokens).first(3));
+  const std::vector<float> before = copy(session.logits());
+  const auto unchanged = [&] {
+    CHECK(session.position() == 10);
+    CHECK(other.position() == 3);
+    CHECK(copy(session.logits()) == before);
+  };
+
+  const std::vector<TokenId> many(60, 300);
+  CHECK(error_of([&] { session.feed(many); }).code() == ErrorCode::context_full);
+  unchanged();
+  CHECK(contains(error_of([&] { session.feed(many); }),
+                 "60 tokens do not fit: the session holds 10 and has room for 64"));
+  for (const TokenId wrong : {-1, bundled().info().vocab})
+    CHECK(error_of([&] {
+            session.feed(std::vector{TokenId(300), wrong});
+          }).code() == ErrorCode::invalid_argument);
+  unchanged();
+
+  // Cancelled in the middle of a prompt of several passes: by then other tokens were written behind
+  // the position.
+  std::stop_source stop;
+  const FeedOptions options{.cancel = stop.get_token(), .progress = [&](int done, int) {
+                              if (done > 20) stop.request_stop();
+                            }};
+  const Feed both[] = {{&session, std::span(tokens).subspan(10, 30)},
+                       {&other, std::span(tokens).first(25)}};
+  CHECK(error_of([&] { feed(both, options); }).code() == ErrorCode::cancelled);
+  unchanged();
+  const Feed twice[] = {{&session, tokens}, {&session, tokens}};
+  CHECK(contains(error_of([&] { feed(twice); }), "same session"));
+  unchanged();
+
+  session.feed(std::span(tokens).subspan(10, 20));
+  CHECK(copy(session.logits()) == logits_after(bundled(), std::span(tokens).first(30)));
+}
+
+TEST_CASE("progress of a feed only grows and ends at the total") {
+  Session session(bundled(), {.context = 256});
+  const std::vector<TokenId> tokens = ids(kStory);
+  int last = 0, calls = 0;
+  session.feed(tokens, {.progress = [&](int done, int total) {
+                 CHECK(total == int(tokens.size()));
+                 CHECK(done >= last);
+                 last = done;
+                 ++calls;
+               }});
+  CHECK(last == int(tokens.size()));
+  CHECK(calls > bundled().info().layers);
+}
+
+TEST_CASE("the same seed gives the same text alone and in a batch and with any number of threads") {
+  const SamplerOptions sampling{
+      .temperature = 0.9f, .top_k = 50, .top_p = 0.95f, .repetition_penalty = 1.1f, .seed = 11};
+  const auto alone = [&](const Model& model, std::string_view prompt, std::uint64_t seed) {
+    Session session(model, {.context = 256});
+    SamplerOptions options = sampling;
+    options.seed = seed;
+    return session.generate(prompt, Sampler(options), {.max_tokens = 40}).rest();
+  };
+  const std::string_view prompts[] = {kPrompt, "The", kStory, kPrompt};
+  std::vector<std::string> expected;
+  for (std::size_t i = 0; i < 4; ++i) expected.push_back(alone(bundled(), prompts[i], i));
+  CHECK(expected[0] != expected[3]);  // the same prompt with another seed
+
+  const Model four = Model::load(GUANACO_MODEL, {.device = Device::cpu, .threads = 4});
+  CHECK(alone(four, prompts[0], 0) == expected[0]);
+
+  std::vector<Session> sessions;
+  std::vector<Generation> generations;
+  std::vector<Generation*> pointers;
+  for (std::size_t i = 0; i < 4; ++i) sessions.emplace_back(bundled(), SessionOptions{256});
+  for (std::size_t i = 0; i < 4; ++i) {
+    SamplerOptions options = sampling;
+    options.seed = i;
+    generations.push_back(sessions[i].generate(prompts[i], Sampler(options), {.max_tokens = 40}));
+  }
+  for (Generation& generation : generations) pointers.push_back(&generation);
+  std::vector<std::string> texts(4);
+  for (bool more = true; more;) {
+    step(pointers);
+    more = false;
+    for (std::size_t i = 0; i < 4; ++i)
+      if (const auto piece = generations[i].next()) {
+        texts[i] += piece->text;
+        more = true;
+      }
+  }
+  CHECK(texts == expected);
+}
+
+TEST_CASE("a generation reports how it ended") {
+  Session session(bundled(), {.context = 256});
+  const Sampler greedy({.temperature = 0});
+  {
+    Generation reply = session.generate(kPrompt, greedy, {.max_tokens = 3});
+    CHECK(reply.finish() == Finish::none);
+    CHECK(!reply.rest().empty());
+    CHECK(reply.finish() == Finish::max_tokens);
+    CHECK(reply.tokens() == 3);
+    CHECK(!reply.next());
+  }
+  session.rewind(0);
+  {
+    Generation reply =
+        session.generate(kPrompt, greedy, {.max_tokens = 200});  // golden: EOS after 61 tokens
+    const std::string text = reply.rest();
+    CHECK(reply.finish() == Finish::end_of_text);
+    CHECK(reply.tokens() == 61);
+    CHECK(text.starts_with("The most common"));
+  }
+  session.rewind(0);
+  {
+    Generation reply =
+        session.generate(kPrompt, greedy, {.max_tokens = 200, .stops = {"zebra", "a woman"}});
+    CHECK(reply.rest() == "The most common optimal solution to");
+    CHECK(reply.finish() == Finish::stop_text);
+  }
+  Session narrow(
+      bundled(),
+      {.context = 20});  // the prompt has 16 tokens, so five fit: four fed, the last only shown
+  {
+    Generation reply = narrow.generate(kPrompt, greedy);
+    const std::string text = reply.rest();
+    CHECK(reply.finish() == Finish::context_full);
+    CHECK(reply.tokens() == 5);
+    CHECK(narrow.position() == 20);
+  }
+  CHECK(error_of([&] { narrow.generate("more", greedy); }).code() == ErrorCode::context_full);
+}
+
+TEST_CASE("a session that a generation uses refuses everything else") {
+  Session session(bundled(), {.context = 256});
+  std::optional<Generation> reply = session.generate(kPrompt, Sampler());
+  REQUIRE(reply->next());
+  CHECK(contains(error_of([&] { session.feed(ids("a")); }), "in use by a generation"));
+  CHECK(contains(error_of([&] { session.rewind(0); }), "in use by a generation"));
+  CHECK(contains(error_of([&] { session.score(ids("a")); }), "in use by a generation"));
+  CHECK(contains(error_of([&] { session.generate("a", Sampler()); }), "in use by a generation"));
+  Session moved = std::move(session);
+  CHECK(reply->next());
+  reply.reset();
+  moved.rewind(0);
+  CHECK(moved.position() == 0);
+}
+
+TEST_CASE("impossible generations are refused with one line") {
+  Session session(bundled(), {.context = 32});
+  CHECK(contains(error_of([&] { session.generate("a", Sampler(), {.max_tokens = 0}); }),
+                 "max_tokens is 0"));
+  CHECK(contains(error_of([&] { session.generate("a", Sampler(), {.max_tokens = -4}); }),
+                 "max_tokens is -4"));
+  CHECK(contains(error_of([&] { session.generate("a", Sampler(), {.stops = {""}}); }), "empty"));
+  CHECK(contains(error_of([&] { session.generate(std::span<const TokenId>(), Sampler()); }),
+                 "the prompt is empty"));
+  CHECK(error_of([&] { session.generate(std::string(500, 'x'), Sampler()); }).code() ==
+        ErrorCode::context_full);
+  CHECK(contains(error_of([&] { Session(bundled(), {.context = 0}); }), "context is 0"));
+  CHECK(contains(error_of([&] { Session(bundled(), {.context = -5}); }), "context is -5"));
+  CHECK(session.position() == 0);
+  CHECK(session.generate("", Sampler({.temperature = 0}), {.max_tokens = 2}).rest().size() >
+        0);  // goes on from BOS
+}
+
+TEST_CASE("a prompt that is not UTF-8 is read with replacement characters") {
+  Session session(bundled(), {.context = 64});
+  const std::string text =
+      session.generate("\xff\xc3(", Sampler({.temperature = 0}), {.max_tokens = 5}).rest();
+  CHECK(session.position() > 1);
+}
+
+TEST_CASE("a cancelled generation leaves its session ready for the next") {
+  Session session(bundled(), {.context = 256});
+  std::stop_source stop;
+  {
+    Generation reply = session.generate(
+        kStory, Sampler(), {.cancel = stop.get_token(), .progress = [&](int done, int) {
+                              if (done > 18) stop.request_stop();
+                            }});
+    CHECK(!reply.next());  // in the middle of the prompt
+    CHECK(reply.finish() == Finish::cancelled);
+  }
+  CHECK(session.position() == 0);
+  session.feed(ids(kStory));
+  CHECK(copy(session.logits()) == logits_after(bundled(), ids(kStory)));
+}
+
+TEST_CASE("cancelling one generation of a batch from another thread leaves the others alone") {
+  const std::string expected = [] {
+    Session session(bundled(), {.context = 256});
+    return session.generate(kPrompt, Sampler({.seed = 5}), {.max_tokens = 30}).rest();
+  }();
+  Session first(bundled(), {.context = 256}), second(bundled(), {.context = 256});
+  std::stop_source stop;
+  Generation kept = first.generate(kPrompt, Sampler({.seed = 5}), {.max_tokens = 30});
+  Generation cancelled = second.generate(kStory, Sampler({.seed = 6}),
+                                         {.max_tokens = 2000, .cancel = stop.get_token()});
+  std::jthread canceller([&] { stop.request_stop(); });
+  std::string text;
+  Generation* both[] = {&kept, &cancelled};
+  for (;;) {
+    step(both);
+    while (cancelled.next() && false) {
+    }
+    const auto piece = kept.next();
+    if (!piece) break;
+    text += piece->text;
+  }
+  CHECK(text == expected);
+  CHECK(cancelled.finish() == Finish::cancelled);
+}
+
+TEST_CASE("sessions of one model on several threads do not disturb each other") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  const std::vector<float> expected = logits_after(bundled(), tokens);
+  std::atomic<int> wrong = 0;
+  {
+    std::vector<std::jthread> threads;
+    for (int t = 0; t < 3; ++t)
+      threads.emplace_back([&] {
+        for (int round = 0; round < 3; ++round)
+          wrong += logits_after(bundled(), tokens) != expected;
+      });
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("decoding a token allocates nothing") {
+  Session session(bundled(), {.context = 256}), other(bundled(), {.context = 256});
+  const Sampler sampler({.temperature = 0.8f,
+                         .top_k = 40,
+                         .top_p = 0.9f,
+                         .min_p = 0.01f,
+                         .repetition_penalty = 1.1f,
+                         .frequency_penalty = 0.1f,
+                         .presence_penalty = 0.1f});
+  const GenerateOptions options{
+      .max_tokens = 200, .stops = {"### Human:"}, .stop_at_end_of_text = false};
+  {
+    Generation reply = session.generate(kPrompt, sampler, options);
+    for (int i = 0; i < 8; ++i) reply.next();
+    const long before = allocations;
+    for (int i = 0; i < 60; ++i) reply.next();
+    CHECK(allocations - before == 0);
+  }
+  session.rewind(0);
+  Generation first = session.generate(kPrompt, sampler, options),
+             second = other.generate(kStory, sampler, options);
+  Generation* both[] = {&first, &second};
+  const auto steps = [&](int n) {
+    for (int i = 0; i < n; ++i) {
+      step(both);
+      first.next();
+      second.next();
+    }
+  };
+  steps(8);
+  const long before = allocations;
+  steps(60);
+  CHECK(allocations - before == 0);
+}
+
+TEST_CASE("loading reports its progress and can be given up at any point") {
+  std::uint64_t last = 0, calls = 0;
+  const Model model =
+      Model::load(GUANACO_MODEL,
+                  {.device = Device::cpu, .progress = [&](std::uint64_t done, std::uint64_t total) {
+                     CHECK(done >= last);
+                     CHECK(done <= total);
+                     last = done;
+                     ++calls;
+                     return true;
+                   }});
+  CHECK(last == model.info().file_bytes);
+  CHECK(calls > std::uint64_t(model.info().layers));
+  for (std::uint64_t stop = 0; stop < calls; stop += calls / 7 + 1) {
+    std::uint64_t seen = 0;
+    const Error error = error_of([&] {
+      Model::load(GUANACO_MODEL,
+                  {.device = Device::cpu,
+                   .progress = [&](std::uint64_t, std::uint64_t) { return seen++ < stop; }});
+    });
+    CHECK(error.code() == ErrorCode::cancelled);
+  }
+}
+
+TEST_CASE("a session outlives every other handle to its model") {
+  std::optional<Session> session;
+  std::optional<Generation> reply;
+  {
+    const Model model = Model::load(GUANACO_MODEL, {.device = Device::cpu});
+    session.emplace(model, SessionOptions{128});
+    reply.emplace(session->generate(kPrompt, Sampler({.temperature = 0}), {.max_tokens = 4}));
+  }
+  session.reset();
+  CHECK(reply->rest().starts_with("The most"));
+}
+
+TEST_CASE("options out of their range are refused by name") {
+  CHECK(contains(error_of([] { Model::load(GUANACO_MODEL, {.rows = 0}); }), "rows is 0"));
+  CHECK(contains(error_of([] { Model::load(GUANACO_MODEL, {.rows = -1}); }), "rows is -1"));
+  CHECK(contains(error_of([] { Model::load(GUANACO_MODEL, {.threads = -1}); }), "threads is -1"));
+  CHECK(contains(error_of([] { Model::estimate(GUANACO_MODEL, {}, 0); }), "context is 0"));
+  const Error error = error_of([] { Model::load("/nowhere/at/all"); });
+  CHECK(error.code() == ErrorCode::not_found);
+  CHECK(contains(error, "/nowhere/at/all"));
+}
+
+TEST_CASE("a model without a tokenizer works on token ids") {
+  TemporaryFolder folder;
+  SyntheticOptions options;
+  options.tokenizer = false;
+  write_synthetic(folder.path(), options);
+  const Model model = Model::load(folder.path(), {.device = Device::cpu});
+  CHECK(!model.has_tokenizer());
+  CHECK(error_of([&] { model.tokenizer(); }).code() == ErrorCode::not_found);
+  Session session(model, {.context = 64});
+  CHECK(error_of([&] { session.generate("text", Sampler()); }).code() == ErrorCode::not_found);
+  const std::vector<TokenId> prompt = {1, 5, 9};
+  Generation reply = session.generate(prompt, Sampler({.seed = 3}),
+                                      {.max_tokens = 10, .stop_at_end_of_text = false});
+  int tokens = 0;
+  while (reply.next()) ++tokens;
+  CHECK(tokens == 10);
+}
+
+/// Anonymous memory of this process, from /proc.
+std::uint64_t resident_bytes() {
+  std::FILE* const file = std::fopen("/proc/self/status", "r");
+  char line[256];
+  unsigned long long kilobytes = 0;
+  while (std::fgets(line, sizeof line, file) != nullptr)
+    if (std::sscanf(line, "RssAnon: %llu kB", &kilobytes) == 1) break;
+  std::fclose(file);
+  return kilobytes * 1024;
+}
+
+TEST_CASE("the estimate from the headers is what loading then takes") {
+  TemporaryFolder folder;
+  SyntheticOptions options;
+  options.layers = 3;
+  options.hidden = 2048;
+  options.ffn = 5504;
+  options.heads = options.kv_heads = 16;
+  options.vocab = 8000;
+  write_synthetic(folder.path(), options);
+  const ModelOptions model_options{.device = Device::cpu, .threads = 1, .rows = 128};
+  const MemoryEstimate estimate = Model::estimate(folder.path(), model_options, 4096);
+  CHECK(estimate.host == estimate.weights + estimate.scratch + estimate.session);
+  CHECK(estimate.device == 0);
+
+  { const Model warm_up = Model::load(folder.path(), model_options); }
+  const std::uint64_t before = resident_bytes();
+  const Model model = Model::load(folder.path(), model_options);
+  Session session(model, {.context = 4096});
+  session.feed(std::vector<TokenId>(4096, 7));  // touches every page
+  const double used = double(resident_bytes() - before);
+  INFO("estimated ", estimate.host, ", used ", used);
+  CHECK(model.info().weight_bytes == estimate.weights);
+  if (std::getenv("GUANACO_SANITIZED") == nullptr)
+    CHECK(std::abs(used / double(estimate.host) - 1) < 0.02);
+}
+
+TEST_CASE("inspecting agrees with loading without reading a weight") {
+  const Model::Inspection found = Model::inspect(GUANACO_MODEL, {.device = Device::cpu});
+  CHECK(found.info.layers == bundled().info().layers);
+  CHECK(found.info.weight_bytes == bundled().info().weight_bytes);
+  CHECK(found.info.bits == 4);
+  CHECK(found.info.group_size == 128);
+  CHECK(found.info.vocab == 4096);
+  CHECK(!found.report.format.empty());
+}
+
+}  // namespace
+}  // namespace guanaco
