@@ -144,11 +144,6 @@ TEST_CASE("kernels are right at the edges of their numbers on every instruction 
   for (Isa isa : instruction_sets()) {
     const cpu::Kernels& kernels = cpu::kernels_of(isa);
     CAPTURE(kernels.name);
-    std::vector<std::uint16_t> halves(values.size() + 1, 0x1234);
-    kernels.to_half(values.data(), count, halves.data());
-    for (std::size_t i = 0; i < values.size(); ++i) CHECK(halves[i] == float_to_half(values[i]));
-    CHECK(halves.back() == 0x1234);
-
     std::vector<float> silu(values.size() + 1, 7);
     kernels.swiglu(values.data(), ones.data(), count, silu.data());
     for (std::size_t i = 0; i < values.size(); ++i) {
@@ -192,9 +187,9 @@ TEST_CASE("sizes are known before anything is allocated") {
     CHECK(model.table->bytes == backend->table_bytes(model.checkpoint.embedding));
     CHECK(model.norm->bytes == backend->norm_bytes(model.config()));
   }
-  LlamaConfig config;  // 7B
-  CHECK(backend->cache_bytes(config, 2048) == 2048ull * 524288);
-  CHECK(backend->cache_bytes(config, 1) == 32ull * 524288);
+  LlamaConfig config;  // 7B: 524288 bytes a position, and 4 for each 128 elements
+  CHECK(backend->cache_bytes(config, 2048) == 2048ull * 532480);
+  CHECK(backend->cache_bytes(config, 1) == 32ull * 532480);
 }
 
 TEST_CASE("four bits in groups of 128 take at most 0.53 bytes a weight") {
@@ -211,10 +206,10 @@ TEST_CASE("too much memory is an error that says how much and what for") {
   const auto backend = make_cpu_backend(1);
   try {
     backend->make_pages(LlamaConfig(), 1 << 30);
-    FAIL("512 TiB were granted");
+    FAIL("520 TiB were granted");
   } catch (const Error& error) {
     CHECK(error.code() == ErrorCode::out_of_memory);
-    CHECK(std::string(error.what()).find("562949953421312 bytes wanted") != std::string::npos);
+    CHECK(std::string(error.what()).find("571746046443520 bytes wanted") != std::string::npos);
     CHECK(std::string(error.what()).find("free") != std::string::npos);
   }
   CHECK(backend->free_bytes() > 0);

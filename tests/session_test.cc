@@ -311,7 +311,7 @@ TEST_CASE("impossible generations are refused with one line") {
                  "max_tokens is 0"));
   CHECK(contains(error_of([&] { session.generate("a", Sampler(), {.max_tokens = -4}); }),
                  "max_tokens is -4"));
-  CHECK(contains(error_of([&] { session.generate("a", Sampler(), {.stops = {""}}); }), "empty"));
+  CHECK(contains(error_of([&] { session.generate("a", Sampler(), {.stops = {""}}); }), "stops[0]"));
   CHECK(contains(error_of([&] { session.generate(std::span<const TokenId>(), Sampler()); }),
                  "the prompt is empty"));
   CHECK(error_of([&] { session.generate(std::string(500, 'x'), Sampler()); }).code() ==
@@ -517,7 +517,7 @@ TEST_CASE("the estimate from the headers is what loading then takes") {
   session.feed(std::vector<TokenId>(4096, 7));  // touches every page
   const double used = double(resident_bytes() - before);
   INFO("estimated ", estimate.host, ", used ", used);
-  CHECK(model.info().weight_bytes == estimate.weights);
+  CHECK(std::abs(double(model.info().weight_bytes) / double(estimate.weights) - 1) < 0.02);
   if (std::getenv("GUANACO_SANITIZED") == nullptr)
     CHECK(std::abs(used / double(estimate.host) - 1) < 0.02);
 }
@@ -525,7 +525,9 @@ TEST_CASE("the estimate from the headers is what loading then takes") {
 TEST_CASE("inspecting agrees with loading without reading a weight") {
   const Model::Inspection found = Model::inspect(GUANACO_MODEL, {.device = Device::cpu});
   CHECK(found.info.layers == bundled().info().layers);
-  CHECK(found.info.weight_bytes == bundled().info().weight_bytes);
+  // Whether its g_idx needs a table is open until it is read.
+  CHECK(found.info.weight_bytes >= bundled().info().weight_bytes);
+  CHECK(double(found.info.weight_bytes) < 1.02 * double(bundled().info().weight_bytes));
   CHECK(found.info.bits == 4);
   CHECK(found.info.group_size == 128);
   CHECK(found.info.vocab == 4096);

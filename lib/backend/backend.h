@@ -13,7 +13,7 @@
 namespace guanaco {
 
 /// Positions one page of the key/value cache holds. A page has all layers, so that one address
-/// finds it: fp16 [layers][2: K, V][kv_heads][kPageTokens][head_dim].
+/// finds it: 16 bits an element, [layers][2: K, V][kv_heads][kPageTokens][head_dim].
 inline constexpr int kPageTokens = 32;
 
 /// A weight in the layout its backend likes best. Immutable; freed with its handle.

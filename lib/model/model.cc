@@ -74,8 +74,7 @@ ModelInfo describe(const Backend& backend, const Checkpoint& checkpoint) {
   info.weight_bytes = packed_bytes(backend, checkpoint);
   const std::uint64_t table = backend.table_bytes(checkpoint.embedding);
   info.bytes_per_token = info.weight_bytes - table + table / std::uint64_t(config.vocab);
-  info.kv_bytes_per_token = std::uint64_t(2) * 2 * std::uint64_t(config.layers) *
-                            std::uint64_t(config.kv_heads) * std::uint64_t(config.head_dim);
+  info.kv_bytes_per_token = backend.cache_bytes(config, kPageTokens) / kPageTokens;
   info.threads = backend.threads();
   info.device = backend.description();
   return info;
@@ -247,7 +246,7 @@ Model Model::load(const std::filesystem::path& path, const ModelOptions& options
     loaded->pass.sequences.resize(rows);
     loaded->pass.caches.resize(rows);
     loaded->pass.logits.resize(std::size_t(Backend::kLogitRows) *
-                             std::size_t(checkpoint.config.vocab));
+                               std::size_t(checkpoint.config.vocab));
     loading.finish();
     loaded->info = std::move(found.info);
     loaded->report = std::move(found.report);

@@ -161,7 +161,8 @@ Session::Session(Model model, const SessionOptions& options) {
           "a session of {} tokens needs {} bytes on {}, {} are free", options.context, wanted,
           loaded.info.device, free);
   try {
-    state_ = std::make_shared<SessionState>(SessionState(std::move(model), loaded, options.context));
+    state_ =
+        std::make_shared<SessionState>(SessionState(std::move(model), loaded, options.context));
     state_->pages = loaded.backend->make_pages(loaded.config, options.context);
     state_->tokens.reserve(std::size_t(options.context));
     state_->logits.resize(vocab);
@@ -182,7 +183,8 @@ void Session::feed(std::span<const TokenId> tokens, const FeedOptions& options) 
 }
 
 std::vector<float> Session::score(std::span<const TokenId> tokens, const FeedOptions& options) {
-  require(!state_->generating, ErrorCode::invalid_argument, "the session is in use by a generation");
+  require(!state_->generating, ErrorCode::invalid_argument,
+          "the session is in use by a generation");
   check_feed(*state_, tokens);
   std::vector<float> logprobs(tokens.size());
   const InnerFeed feed{state_.get(), tokens, logprobs};
@@ -199,7 +201,8 @@ int Session::context() const noexcept { return state_->context; }
 const Model& Session::model() const noexcept { return state_->model; }
 
 void Session::rewind(int position) {
-  require(!state_->generating, ErrorCode::invalid_argument, "the session is in use by a generation");
+  require(!state_->generating, ErrorCode::invalid_argument,
+          "the session is in use by a generation");
   require(position >= 0 && position <= state_->position(), ErrorCode::invalid_argument,
           "cannot rewind to position {}, expected 0 to {}", position, state_->position());
   if (position == state_->position()) return;

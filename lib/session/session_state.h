@@ -13,15 +13,15 @@ struct SessionState {
   SessionState(Model model_in, LoadedModel& loaded_in, int context_in)
       : model(std::move(model_in)), loaded(loaded_in), context(context_in) {}
 
-  Model model;                        ///< keeps `loaded` alive
-  LoadedModel& loaded;  int context;
+  Model model;  ///< keeps `loaded` alive
+  LoadedModel& loaded;
+  int context;
   std::unique_ptr<KvPages> pages;
   std::vector<TokenId> tokens;     ///< what the cache holds; room for `context` is reserved
   std::vector<float> logits;       ///< [vocab] after the last token
   std::vector<float> next_logits;  ///< [vocab] of a feed under way, swapped in when it succeeds
   bool has_logits = false;
   bool generating = false;  ///< a live Generation uses this session
-
 
   int position() const { return int(tokens.size()); }
 };

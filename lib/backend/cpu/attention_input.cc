@@ -31,10 +31,7 @@ void CpuBackend::attention_input(const LayerWeights& layer, int index, const Row
       const float* const sine = scratch_.sine + row * std::size_t(half);
       for (int h = 0; h < q_width; h += d) rotate(q + h, cosine, sine, half, query + h);
       for (int h = 0; h < kv_width; h += d) rotate(k + h, cosine, sine, half, k + h);
-
-      std::uint16_t* const cached = scratch_.cache + row * std::size_t(2 * kv_width);
-      kernels_.to_half(k, 2 * kv_width, cached);
-      pages(rows, r).append(index, rows.positions[row], cached, cached + kv_width);
+      pages(rows, r).append(index, rows.positions[row], k, k + kv_width);
     }
   });
 }

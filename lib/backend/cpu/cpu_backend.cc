@@ -1,7 +1,8 @@
 #include "backend/cpu/cpu_backend.h"
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
+#include <cmath>
 
 #include "support/check.h"
 
@@ -50,44 +51,60 @@ std::uint64_t Scratch::lay_out(std::byte* base, const LlamaConfig& config, int r
   take(mlp, config.ffn);
   take(cosine, config.head_dim / 2);
   take(sine, config.head_dim / 2);
-  take(cache, 2 * kv_heads);
   return bytes;
 }
 
-std::uint64_t Pages::page_elements(const LlamaConfig& config) {
-  return std::uint64_t(config.layers) * 2 * std::uint64_t(config.kv_heads) * kPagePositions *
-         std::uint64_t(config.head_dim);
+namespace {
+
+std::uint64_t page_bytes(const LlamaConfig& config) {
+  return std::uint64_t(config.layers) * 2 * std::uint64_t(config.kv_heads) *
+         section_bytes(config.head_dim);
 }
 
+/// Stores x as integers `stride` apart, and the scale that turns them back.
+void store_integers(const float* x, int count, int stride, std::int16_t* out, float* scale) {
+  float largest = 0;
+  for (int i = 0; i < count; ++i) largest = std::max(largest, std::abs(x[i]));
+  const float inverse = largest > 0 ? 32767 / largest : 0;
+  // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+  for (int i = 0; i < count; ++i)
+    out[i * stride] = std::int16_t(std::bit_cast<std::uint32_t>(x[i] * inverse + 12582912.0f));
+  *scale = largest / 32767;
+}
+
+}  // namespace
+
 std::uint64_t Pages::bytes(const LlamaConfig& config, int tokens) {
-  return round_up(std::uint64_t(tokens), kPagePositions) / kPagePositions * page_elements(config) *
-         sizeof(std::uint16_t);
+  return round_up(std::uint64_t(tokens), kPagePositions) / kPagePositions * page_bytes(config);
 }
 
 Pages::Pages(const LlamaConfig& config, int tokens)
     : kv_heads_(config.kv_heads),
       head_dim_(config.head_dim),
       tokens_(tokens),
-      page_elements_(page_elements(config)),
+      page_bytes_(page_bytes(config)),
       memory_(bytes(config, tokens), "key/value cache") {}
 
 HeadCache Pages::head(int layer, int kv_head) const {
-  const std::size_t head_elements = std::size_t(kPagePositions) * std::size_t(head_dim_);
-  const std::size_t keys = std::size_t(layer) * 2 * std::size_t(kv_heads_) + std::size_t(kv_head);
-  const std::uint16_t* const first = elements() + keys * head_elements;
-  return {first, first + std::size_t(kv_heads_) * head_elements, page_elements_};
+  const std::size_t section = section_bytes(head_dim_), heads = std::size_t(kv_heads_);
+  const std::byte* const keys =
+      memory_.data() + (std::size_t(layer) * 2 * heads + std::size_t(kv_head)) * section;
+  return {keys, keys + heads * section, page_bytes_};
 }
 
-void Pages::append(int layer, int position, const std::uint16_t* key, const std::uint16_t* value) {
-  const std::size_t page = std::size_t(position / kPagePositions) * page_elements_;
+void Pages::append(int layer, int position, const float* key, const float* value) {
+  const std::size_t page = std::size_t(position / kPagePositions) * page_bytes_;
+  const std::size_t integers = std::size_t(kPagePositions * head_dim_) * sizeof(std::int16_t);
   const int place = position % kPagePositions;
   for (int h = 0; h < kv_heads_; ++h) {
-    const HeadCache cache = head(layer, h);
-    std::uint16_t* const keys = elements() + (cache.keys - elements()) + page;
-    std::uint16_t* const values = elements() + (cache.values - elements()) + page;
-    for (int i = 0; i < head_dim_; ++i) keys[i * kPagePositions + place] = key[h * head_dim_ + i];
-    std::memcpy(values + place * head_dim_, value + h * head_dim_,
-                std::size_t(head_dim_) * sizeof *value);
+    std::byte* const keys = memory_.data() + (head(layer, h).keys - memory_.data()) + page;
+    std::byte* const values = keys + std::size_t(kv_heads_) * section_bytes(head_dim_);
+    store_integers(key + h * head_dim_, head_dim_, kPagePositions,
+                   reinterpret_cast<std::int16_t*>(keys) + place,
+                   reinterpret_cast<float*>(keys + integers) + place);
+    store_integers(value + h * head_dim_, head_dim_, 1,
+                   reinterpret_cast<std::int16_t*>(values) + place * head_dim_,
+                   reinterpret_cast<float*>(values + integers) + place);
   }
 }
 

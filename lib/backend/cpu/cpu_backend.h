@@ -26,7 +26,7 @@ struct Table final : DeviceWeight {
   Buffer memory;
 };
 
-/// fp16 pages, [layers][2: keys, values][kv_heads][a HeadCache page].
+/// Pages of [layers][2: keys, values][kv_heads][a HeadCache page].
 class Pages final : public KvPages {
  public:
   Pages(const LlamaConfig& config, int tokens);
@@ -35,27 +35,24 @@ class Pages final : public KvPages {
   int tokens() const noexcept { return tokens_; }
   HeadCache head(int layer, int kv_head) const;
   /// Takes the key and the value of one position, [kv_heads * head_dim] each.
-  void append(int layer, int position, const std::uint16_t* key, const std::uint16_t* value);
+  void append(int layer, int position, const float* key, const float* value);
 
  private:
-  static std::uint64_t page_elements(const LlamaConfig& config);
-  std::uint16_t* elements() const { return reinterpret_cast<std::uint16_t*>(memory_.data()); }
   int kv_heads_, head_dim_, tokens_;
-  std::size_t page_elements_;
+  std::size_t page_bytes_;
   Buffer memory_;
 };
 
 /// What passes between the stages of one pass, R rows each.
 struct Scratch {
-  float* residual = nullptr;       ///< [R, hidden]
-  float* normed = nullptr;         ///< [R, hidden]
-  float* product = nullptr;        ///< [R, Q|K|V or gate|up]
-  float* query = nullptr;          ///< [R, heads * head_dim]
-  float* attended = nullptr;       ///< [R, heads * head_dim]
-  float* mlp = nullptr;            ///< [R, ffn]
-  float* cosine = nullptr;         ///< [R, head_dim / 2]
-  float* sine = nullptr;           ///< [R, head_dim / 2]
-  std::uint16_t* cache = nullptr;  ///< [R, 2 kv_heads * head_dim], K and V on their way to a page
+  float* residual = nullptr;  ///< [R, hidden]
+  float* normed = nullptr;    ///< [R, hidden]
+  float* product = nullptr;   ///< [R, Q|K|V or gate|up]
+  float* query = nullptr;     ///< [R, heads * head_dim]
+  float* attended = nullptr;  ///< [R, heads * head_dim]
+  float* mlp = nullptr;       ///< [R, ffn]
+  float* cosine = nullptr;    ///< [R, head_dim / 2]
+  float* sine = nullptr;      ///< [R, head_dim / 2]
 
   /// Lays the arrays out from `base`; returns the bytes they take.
   std::uint64_t lay_out(std::byte* base, const LlamaConfig& config, int rows);

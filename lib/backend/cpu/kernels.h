@@ -71,13 +71,22 @@ struct Product {
   bool add = false;
 };
 
-/// Keys and values of one key/value head: fp16 pages of kPagePositions positions, a page's keys
-/// [head_dim][kPagePositions] so that lanes are positions, its values [kPagePositions][head_dim].
+/// Keys and values of one key/value head, in pages of kPagePositions positions. 16-bit integers
+/// with a scale for each position take the memory of fp16 and are eight times as close: with fp16
+/// the cache alone made most of the error of the logits (3e-4 of their size; now 1e-4 and less).
+///
+///     keys    int16 [head_dim][kPagePositions], so that lanes are positions; fp32 scales
+///     [kPagePositions] values  int16 [kPagePositions][head_dim]; fp32 scales [kPagePositions]
 struct HeadCache {
-  const std::uint16_t* keys = nullptr;
-  const std::uint16_t* values = nullptr;
-  std::size_t page_stride = 0;  ///< elements from one page to the next
+  const std::byte* keys = nullptr;
+  const std::byte* values = nullptr;
+  std::size_t page_stride = 0;  ///< bytes from one page to the next
 };
+/// Bytes of the keys, or of the values, of one head in one page.
+constexpr std::size_t section_bytes(int head_dim) {
+  return std::size_t(kPagePositions) *
+         (std::size_t(head_dim) * sizeof(std::int16_t) + sizeof(float));
+}
 
 /// One query and what it attends to: positions [0, keys).
 struct Query {
@@ -105,9 +114,6 @@ struct Kernels {
 
   /// out = silu(gate) * up
   void (*swiglu)(const float* gate, const float* up, int count, float* out);
-
-  /// out = fp16(x), to nearest even
-  void (*to_half)(const float* x, int count, std::uint16_t* out);
 
   /// out = sum of softmax(query . keys / sqrt(head_dim)) * values, at most kMaxQueries of one head.
   void (*attend)(const Query* queries, int count, const HeadCache& cache, int head_dim);

@@ -44,10 +44,9 @@ inline __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<cons
 inline Floats load_half(const std::uint16_t* p) {
   return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8))};
 }
-inline void store_half(std::uint16_t* p, Floats x) {
-  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, kNearest));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.b, kNearest));
+inline Floats load_integers(const std::int16_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_128(p))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_128(p + 8)))};
 }
 inline Floats load_bfloat(const std::uint16_t* p) {
   const __m256i a = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(p)), 16);

@@ -35,9 +35,9 @@ inline void store_first(float* p, Floats a, int n) {
 inline Floats load_half(const std::uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
-inline void store_half(std::uint16_t* p, Floats a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+inline Floats load_integers(const std::int16_t* p) {
+  const __m256i integers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(integers))};
 }
 inline Floats load_bfloat(const std::uint16_t* p) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -54,8 +54,8 @@ inline void store_first(float* p, Floats a, int n) {
 inline Floats load_half(const std::uint16_t* p) {
   return floats([&](int i) { return half_to_float(p[i]); });
 }
-inline void store_half(std::uint16_t* p, Floats a) {
-  for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
+inline Floats load_integers(const std::int16_t* p) {
+  return floats([&](int i) { return float(p[i]); });
 }
 inline Floats load_bfloat(const std::uint16_t* p) {
   return floats([&](int i) { return bfloat_to_float(p[i]); });

@@ -15,23 +15,32 @@ namespace {
 
 static_assert(kPagePositions == 32, "a page is two vectors of scores");
 
+/// The scales behind the integers of a page.
+inline const float* scales_of(const std::byte* section, int head_dim) {
+  return reinterpret_cast<const float*>(section + kPagePositions * head_dim * sizeof(std::int16_t));
+}
+
 template <int R>
 struct Softmax {
   float maximum[R], total[R];        ///< so far
   float correction[R];               ///< of what was summed before this page
-  float weights[R][kPagePositions];  ///< of this page, not yet divided by the total
+  float weights[R][kPagePositions];  ///< of this page, times the values' scales, not yet divided by
+                                     ///< the total
   int valid[R];                      ///< positions of this page that the query sees
 };
 
 template <int R>
-inline void score_page(const Query* queries, const std::uint16_t* keys, int head_dim, float scale,
-                       Softmax<R>& softmax) {
+inline void score_page(const Query* queries, const std::byte* keys, const std::byte* values,
+                       int head_dim, float scale, Softmax<R>& softmax) {
+  const auto* const key = reinterpret_cast<const std::int16_t*>(keys);
+  const float* const key_scales = scales_of(keys, head_dim);
+  const float* const value_scales = scales_of(values, head_dim);
   Floats low[R], high[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) low[r] = high[r] = set(0.0f);
   for (int i = 0; i < head_dim; ++i) {
-    const Floats first = load_half(keys + i * kPagePositions);
-    const Floats second = load_half(keys + i * kPagePositions + 16);
+    const Floats first = load_integers(key + i * kPagePositions);
+    const Floats second = load_integers(key + i * kPagePositions + 16);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Floats q = set(queries[r].query[i]);
@@ -39,14 +48,16 @@ inline void score_page(const Query* queries, const std::uint16_t* keys, int head
       high[r] = fma(q, second, high[r]);
     }
   }
+  const Floats low_scales = multiply(load(key_scales), set(scale));
+  const Floats high_scales = multiply(load(key_scales + 16), set(scale));
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const int valid = softmax.valid[r], valid_high = valid > 16 ? valid - 16 : 0;
     softmax.correction[r] = 1;
     if (valid == 0) continue;
     const float nothing = -__builtin_inff();
-    low[r] = keep_first(multiply(low[r], set(scale)), valid, nothing);
-    high[r] = keep_first(multiply(high[r], set(scale)), valid_high, nothing);
+    low[r] = keep_first(multiply(low[r], low_scales), valid, nothing);
+    high[r] = keep_first(multiply(high[r], high_scales), valid_high, nothing);
     const float in_page = largest(larger(low[r], high[r]));
     const float maximum = in_page > softmax.maximum[r] ? in_page : softmax.maximum[r];
     const Floats maxima = set(maximum);
@@ -57,14 +68,14 @@ inline void score_page(const Query* queries, const std::uint16_t* keys, int head
     softmax.maximum[r] = maximum;
     softmax.correction[r] = correction[0];
     softmax.total[r] = softmax.total[r] * correction[0] + sum(add(low[r], high[r]));
-    store(softmax.weights[r], low[r]);
-    store(softmax.weights[r] + 16, high[r]);
+    store(softmax.weights[r], multiply(low[r], load(value_scales)));
+    store(softmax.weights[r] + 16, multiply(high[r], load(value_scales + 16)));
   }
 }
 
 /// Elements [first, first + 16 C) of every query's output; the last vector may be cut short.
 template <int R, int C>
-inline void add_values(const Query* queries, const std::uint16_t* values, int head_dim, int first,
+inline void add_values(const Query* queries, const std::byte* values, int head_dim, int first,
                        const Softmax<R>& softmax) {
   int common = softmax.valid[0];
   for (int r = 1; r < R; ++r) common = softmax.valid[r] < common ? softmax.valid[r] : common;
@@ -75,11 +86,11 @@ inline void add_values(const Query* queries, const std::uint16_t* values, int he
     for (int c = 0; c < C; ++c)
       out[r][c] = multiply(load_first(queries[r].out + first + 16 * c, head_dim - first - 16 * c),
                            set(softmax.correction[r]));
-  const std::uint16_t* const column = values + first;
+  const auto* const column = reinterpret_cast<const std::int16_t*>(values) + first;
   for (int t = 0; t < common; ++t) {
     Floats value[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) value[c] = load_half(column + t * head_dim + 16 * c);
+    for (int c = 0; c < C; ++c) value[c] = load_integers(column + t * head_dim + 16 * c);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Floats weight = set(softmax.weights[r][t]);
@@ -92,8 +103,8 @@ inline void add_values(const Query* queries, const std::uint16_t* values, int he
     for (int t = common; t < softmax.valid[r]; ++t)
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c)
-        out[r][c] =
-            fma(set(softmax.weights[r][t]), load_half(column + t * head_dim + 16 * c), out[r][c]);
+        out[r][c] = fma(set(softmax.weights[r][t]), load_integers(column + t * head_dim + 16 * c),
+                        out[r][c]);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -121,7 +132,7 @@ void attend_tile(const Query* queries, const HeadCache& cache, int head_dim) {
       const int left = queries[r].keys - position;
       softmax.valid[r] = left < 0 ? 0 : left > kPagePositions ? kPagePositions : left;
     }
-    score_page<R>(queries, cache.keys + offset, head_dim, scale, softmax);
+    score_page<R>(queries, cache.keys + offset, cache.values + offset, head_dim, scale, softmax);
     int first = 0;
     for (; first + 16 * kWidth <= head_dim; first += 16 * kWidth)
       add_values<R, kWidth>(queries, cache.values + offset, head_dim, first, softmax);
@@ -150,7 +161,7 @@ void attend(const Query* queries, int count, const HeadCache& cache, int head_di
 
 /// The functions above as the table of one instruction set.
 inline constexpr Kernels kTable = {kIsaName, quantise, multiply_gptq, multiply_dense,
-                                   rms_norm, swiglu,   to_half,       attend};
+                                   rms_norm, swiglu,   attend};
 
 }  // namespace
 }  // namespace guanaco::cpu

@@ -47,14 +47,5 @@ void swiglu(const float* gate, const float* up, int count, float* out) {
   }
 }
 
-void to_half(const float* x, int count, std::uint16_t* out) {
-  int i = 0;
-  for (; i + 16 <= count; i += 16) store_half(out + i, load(x + i));
-  if (i == count) return;
-  alignas(32) std::uint16_t rest[16];
-  store_half(rest, load_first(x + i, count - i));
-  __builtin_memcpy(out + i, rest, std::size_t(count - i) * sizeof *rest);
-}
-
 }  // namespace
 }  // namespace guanaco::cpu
