@@ -46,19 +46,30 @@ struct Gptq {
   std::vector<int> zeros;  // [groups][outputs]
   DeviceBuffer device[4];
 
-  Gptq(int bits, int inputs, int outputs, std::vector<std::int32_t> group_of, int scale_type, bool v1, std::mt19937& random)
-      : bits(bits), inputs(inputs), outputs(outputs), scale_type(scale_type), v1(v1), group(std::move(group_of)) {
+  Gptq(int bits, int inputs, int outputs, std::vector<std::int32_t> group_of, int scale_type,
+       bool v1, std::mt19937& random)
+      : bits(bits),
+        inputs(inputs),
+        outputs(outputs),
+        scale_type(scale_type),
+        v1(v1),
+        group(std::move(group_of)) {
     groups = *std::max_element(group.begin(), group.end()) + 1;
     const std::size_t row_words = std::size_t(outputs) * bits / 32;
     qweight = random_words(std::size_t(inputs) * bits / 32 * outputs, random);
     qzeros = random_words(groups * row_words, random);
-    if (v1) qzeros[0] = qzeros[groups * row_words - 1] = 0xffffffffu;  // ones carry through the whole word
+    if (v1)
+      qzeros[0] = qzeros[groups * row_words - 1] =
+          0xffffffffu;  // ones carry through the whole word
     for (int i = 0; i < groups * outputs; ++i) {
       const float scale = std::uniform_real_distribution<float>(-0.02f, 0.02f)(random);
-      const std::uint16_t half =
-          scale_type == 0 ? float_to_half(scale) : std::uint16_t(std::bit_cast<std::uint32_t>(scale) >> 16);
+      const std::uint16_t half = scale_type == 0
+                                     ? float_to_half(scale)
+                                     : std::uint16_t(std::bit_cast<std::uint32_t>(scale) >> 16);
       half_scales.push_back(half);
-      scales.push_back(scale_type == 0 ? half_to_float(half) : scale_type == 1 ? bfloat_to_float(half) : scale);
+      scales.push_back(scale_type == 0   ? half_to_float(half)
+                       : scale_type == 1 ? bfloat_to_float(half)
+                                         : scale);
     }
     // v1: the codes of a run, as one number, plus a one at each code.
     const int run_bits = bits == 3 ? 96 : 32, run_codes = run_bits / bits;
@@ -67,11 +78,14 @@ struct Gptq {
       for (int first = 0; first < outputs; first += run_codes) {
         unsigned __int128 run = 0, ones = 0;
         for (int w = 0; w < run_bits / 32; ++w)
-          run |= (unsigned __int128)(qzeros[g * row_words + first / run_codes * (run_bits / 32) + w]) << (32 * w);
+          run |=
+              (unsigned __int128)(qzeros[g * row_words + first / run_codes * (run_bits / 32) + w])
+              << (32 * w);
         for (int i = 0; i < run_codes; ++i) ones |= (unsigned __int128)(1) << (i * bits);
         if (v1) run += ones;
         for (int i = 0; i < run_codes && first + i < outputs; ++i)
-          zeros[std::size_t(g) * outputs + first + i] = int(std::uint32_t(run >> (i * bits)) & ((1u << bits) - 1));
+          zeros[std::size_t(g) * outputs + first + i] =
+              int(std::uint32_t(run >> (i * bits)) & ((1u << bits) - 1));
       }
     device[0] = upload(qweight);
     device[1] = upload(qzeros);
@@ -79,8 +93,16 @@ struct Gptq {
     device[3] = upload(group);
   }
   GptqSource source() const {
-    return {device[0].as<std::uint32_t>(), device[1].as<std::uint32_t>(), device[2].as<void>(), bits, inputs, outputs, groups,
-            scale_type, v1, device[3].as<int>()};
+    return {device[0].as<std::uint32_t>(),
+            device[1].as<std::uint32_t>(),
+            device[2].as<void>(),
+            bits,
+            inputs,
+            outputs,
+            groups,
+            scale_type,
+            v1,
+            device[3].as<int>()};
   }
 };
 
@@ -96,7 +118,8 @@ std::vector<Element> decode(const StreamedWeight& weight, const std::vector<std:
   std::vector<Element> elements(std::size_t(weight.strips) * 16 * width);
   for (int strip = 0; strip < weight.strips; ++strip)
     for (int block = 0; block < weight.strip_blocks; ++block) {
-      const std::uint8_t* at = bytes.data() + (std::size_t(strip) * weight.strip_blocks + block) * weight.block_bytes;
+      const std::uint8_t* at =
+          bytes.data() + (std::size_t(strip) * weight.strip_blocks + block) * weight.block_bytes;
       const auto element = [&](int row, int input) -> Element& {
         return elements[(std::size_t(strip) * 16 + row) * width + block * 128 + input];
       };
@@ -107,14 +130,16 @@ std::vector<Element> decode(const StreamedWeight& weight, const std::vector<std:
             if (weight.kind == WeightKind::nibble)
               for (int h = 0; h < 2; ++h)
                 for (int b = 0; b < 4; ++b) {
-                  const int byte = at[h * 512 + lane * 16 + (2 * two + r) * 4 + b], input = 64 * h + 32 * two + 4 * t + b;
+                  const int byte = at[h * 512 + lane * 16 + (2 * two + r) * 4 + b],
+                            input = 64 * h + 32 * two + 4 * t + b;
                   element(g + 8 * r, input).code = byte & 15;
                   element(g + 8 * r, input + 16).code = byte >> 4;
                 }
             if (weight.kind == WeightKind::byte)
               for (int m = 0; m < 4; ++m)
                 for (int b = 0; b < 4; ++b)
-                  element(g + 8 * r, 32 * m + 16 * two + 4 * t + b).code = at[m * 512 + lane * 16 + (2 * two + r) * 4 + b];
+                  element(g + 8 * r, 32 * m + 16 * two + 4 * t + b).code =
+                      at[m * 512 + lane * 16 + (2 * two + r) * 4 + b];
             if (weight.kind == WeightKind::half || weight.kind == WeightKind::bfloat)
               for (int m = 0; m < 8; ++m)
                 for (int i = 0; i < 2; ++i) {
@@ -129,7 +154,8 @@ std::vector<Element> decode(const StreamedWeight& weight, const std::vector<std:
       const std::uint8_t* zeros = scales + weight.runs * 16 * (weight.float_scales ? 4 : 2);
       for (int row = 0; row < 16; ++row)
         for (int input = 0; input < 128; ++input) {
-          if (weight.kind == WeightKind::single) std::memcpy(&element(row, input).value, at + (row * 128 + input) * 4, 4);
+          if (weight.kind == WeightKind::single)
+            std::memcpy(&element(row, input).value, at + (row * 128 + input) * 4, 4);
           if (weight.kind != WeightKind::nibble && weight.kind != WeightKind::byte) continue;
           const int run = input / (128 / weight.runs), place = run * 16 + row % 8 * 2 + row / 8;
           if (weight.float_scales) {
@@ -139,8 +165,9 @@ std::vector<Element> decode(const StreamedWeight& weight, const std::vector<std:
             std::memcpy(&bits, scales + place * 2, 2);
             element(row, input).value = half_to_float(bits);
           }
-          element(row, input).zero = weight.kind == WeightKind::byte ? zeros[run * 16 + row]
-                                                                     : zeros[run * 8 + row / 2] >> (row % 2 * 4) & 15;
+          element(row, input).zero = weight.kind == WeightKind::byte
+                                         ? zeros[run * 16 + row]
+                                         : zeros[run * 8 + row / 2] >> (row % 2 * 4) & 15;
         }
     }
   return elements;
@@ -166,7 +193,8 @@ struct Packed {
   DeviceBuffer blocks, order;
   std::vector<std::int32_t> host_order;
 
-  Packed(WeightKind kind, int inputs, int strips, int runs, bool float_scales, std::vector<std::int32_t> positions)
+  Packed(WeightKind kind, int inputs, int strips, int runs, bool float_scales,
+         std::vector<std::int32_t> positions)
       : host_order(std::move(positions)) {
     weight.kind = kind;
     weight.inputs = inputs;
@@ -182,15 +210,18 @@ struct Packed {
     order = upload(host_order);
     weight.order = order.as<int>();
   }
-  std::vector<Element> elements() const { return decode(weight, download<std::uint8_t>(weight.blocks, weight.bytes())); }
+  std::vector<Element> elements() const {
+    return decode(weight, download<std::uint8_t>(weight.blocks, weight.bytes()));
+  }
   int input(int position) const {
-    return host_order.empty() ? (position < weight.inputs ? position : -1) : host_order[std::size_t(position)];
+    return host_order.empty() ? (position < weight.inputs ? position : -1)
+                              : host_order[std::size_t(position)];
   }
 };
 
 /// Elements of `part` that are not what they should be; marks its rows.
-int count_wrong(const Packed& packed, const std::vector<Element>& elements, const Gptq& part, const StripMap& map,
-                std::vector<bool>& written) {
+int count_wrong(const Packed& packed, const std::vector<Element>& elements, const Gptq& part,
+                const StripMap& map, std::vector<bool>& written) {
   const int width = packed.weight.strip_blocks * 128, run = 128 / packed.weight.runs;
   int wrong = 0;
   for (int n = 0; n < part.outputs; ++n) {
@@ -204,7 +235,9 @@ int count_wrong(const Packed& packed, const std::vector<Element>& elements, cons
       for (int p = first; p < first + run; ++p) {
         const int k = packed.input(p);
         const Element& found = elements[std::size_t(row) * width + p];
-        const int code = k < 0 ? 0 : int(code_at(part.qweight.data() + n, std::size_t(part.outputs), part.bits, k));
+        const int code =
+            k < 0 ? 0
+                  : int(code_at(part.qweight.data() + n, std::size_t(part.outputs), part.bits, k));
         wrong += k >= 0 && part.group[std::size_t(k)] != group;
         wrong += found.code != code || found.zero != (group < 0 ? 0 : part.zeros[column]) ||
                  found.value != (group < 0 ? 0 : part.scales[column]);
@@ -214,10 +247,12 @@ int count_wrong(const Packed& packed, const std::vector<Element>& elements, cons
   return wrong;
 }
 
-int count_nonzero(const std::vector<Element>& elements, const std::vector<bool>& written, int width) {
+int count_nonzero(const std::vector<Element>& elements, const std::vector<bool>& written,
+                  int width) {
   int wrong = 0;
   for (std::size_t i = 0; i < elements.size(); ++i)
-    if (!written[i / width]) wrong += elements[i].code > 0 || elements[i].zero > 0 || elements[i].value != 0;
+    if (!written[i / width])
+      wrong += elements[i].code > 0 || elements[i].zero > 0 || elements[i].value != 0;
   return wrong;
 }
 
@@ -255,7 +290,8 @@ TEST_CASE("packed order: every row once and no run in two groups") {
 TEST_CASE("repacked GPTQ weights hold every code and zero point and scale of the file") {
   if (!has_device()) return;
   std::mt19937 random(2);
-  const StripMap plain{}, heads{StripOrder::rotary, 64, 0, 0}, gate{StripOrder::gate_up, 0, 0, 0}, up{StripOrder::gate_up, 0, 0, 1};
+  const StripMap plain{}, heads{StripOrder::rotary, 64, 0, 0}, gate{StripOrder::gate_up, 0, 0, 0},
+      up{StripOrder::gate_up, 0, 0, 1};
   for (int bits : {2, 3, 4, 8})
     for (int group_size : {32, 64, 128, 96, 1024})
       for (bool shuffled : {false, true})
@@ -273,7 +309,9 @@ TEST_CASE("repacked GPTQ weights hold every code and zero point and scale of the
           const WeightKind kind = bits == 8 ? WeightKind::byte : WeightKind::nibble;
           const auto order = packed_order(group, groups, 128 / runs);
           CHECK(order.empty() == (groups == 1 || !shuffled));
-          const auto part = [&](int outputs) { return Gptq(bits, inputs, outputs, group, scale_type, v1, random); };
+          const auto part = [&](int outputs) {
+            return Gptq(bits, inputs, outputs, group, scale_type, v1, random);
+          };
 
           {  // Q | K | V of 3, 1 and 1 heads of 64, and a plain part of 96
             const Gptq q = part(192), k = part(64), v = part(96);
@@ -308,9 +346,12 @@ TEST_CASE("repacked GPTQ weights hold every code and zero point and scale of the
             for (int n = 0; n < q.outputs; ++n)
               for (int k = 0; k < inputs; ++k) {
                 const std::size_t column = std::size_t(group[std::size_t(k)]) * q.outputs + n;
-                const int code = int(code_at(q.qweight.data() + n, std::size_t(q.outputs), bits, k));
-                wrong += elements[std::size_t(packed_row(heads, n)) * packed.weight.strip_blocks * 128 + k].value !=
-                         q.scales[column] * float(code - q.zeros[column]);
+                const int code =
+                    int(code_at(q.qweight.data() + n, std::size_t(q.outputs), bits, k));
+                wrong +=
+                    elements[std::size_t(packed_row(heads, n)) * packed.weight.strip_blocks * 128 +
+                             k]
+                        .value != q.scales[column] * float(code - q.zeros[column]);
               }
             CHECK(wrong == 0);
           }
@@ -329,7 +370,10 @@ TEST_CASE("repacked GPTQ weights hold every code and zero point and scale of the
 TEST_CASE("repacked dense weights hold every element whatever the slices they came in") {
   if (!has_device()) return;
   std::mt19937 random(3);
-  const StripMap maps[] = {{}, {StripOrder::rotary, 48, 2, 0}, {StripOrder::gate_up, 0, 0, 0}, {StripOrder::gate_up, 0, 0, 1}};
+  const StripMap maps[] = {{},
+                           {StripOrder::rotary, 48, 2, 0},
+                           {StripOrder::gate_up, 0, 0, 0},
+                           {StripOrder::gate_up, 0, 0, 1}};
   for (int type : {0, 1, 2})
     for (bool single : {false, true})
       for (const StripMap& map : maps)
@@ -337,19 +381,24 @@ TEST_CASE("repacked dense weights hold every element whatever the slices they ca
           CAPTURE(type);
           CAPTURE(slice);
           const int inputs = 276, outputs = map.order == StripOrder::rotary ? 144 : 150;
-          const WeightKind kind = type == 2 || single ? WeightKind::single : type == 0 ? WeightKind::half : WeightKind::bfloat;
+          const WeightKind kind = type == 2 || single ? WeightKind::single
+                                  : type == 0         ? WeightKind::half
+                                                      : WeightKind::bfloat;
           std::vector<float> values;
           std::vector<std::uint16_t> halves;
           for (int i = 0; i < inputs * outputs; ++i) {
             const float value = std::normal_distribution<float>()(random);
-            halves.push_back(type == 0 ? float_to_half(value) : std::uint16_t(std::bit_cast<std::uint32_t>(value) >> 16));
-            values.push_back(type == 0 ? half_to_float(halves.back()) : type == 1 ? bfloat_to_float(halves.back()) : value);
+            halves.push_back(type == 0 ? float_to_half(value)
+                                       : std::uint16_t(std::bit_cast<std::uint32_t>(value) >> 16));
+            values.push_back(type == 0   ? half_to_float(halves.back())
+                             : type == 1 ? bfloat_to_float(halves.back())
+                                         : value);
           }
           const DeviceBuffer from = type == 2 ? upload(values) : upload(halves);
           Packed packed(kind, inputs, 21, 1, false, {});
           for (int first = 0; first < outputs; first += slice)
-            repack_dense(from.as<char>() + std::size_t(first) * inputs * (type == 2 ? 4 : 2), type, first,
-                         std::min(slice, outputs - first), map, packed.weight, nullptr);
+            repack_dense(from.as<char>() + std::size_t(first) * inputs * (type == 2 ? 4 : 2), type,
+                         first, std::min(slice, outputs - first), map, packed.weight, nullptr);
           const auto elements = packed.elements();
           std::vector<bool> written(21 * 16);
           int wrong = 0;
@@ -370,7 +419,8 @@ TEST_CASE("repacking the 13B model takes milliseconds") {
   std::puts("repack, 13B layer, 4bit-128g            ms     GB/s (read + written)   40 layers ms");
   for (bool shuffled : {false, true}) {
     double layer = 0, bytes = 0;
-    const auto time = [&](const char* name, int inputs, std::vector<std::pair<int, StripMap>> parts) {
+    const auto time = [&](const char* name, int inputs,
+                          std::vector<std::pair<int, StripMap>> parts) {
       std::vector<std::int32_t> group = neighbouring(inputs, 128);
       if (shuffled) std::shuffle(group.begin(), group.end(), random);
       std::vector<Gptq> sources;
@@ -379,25 +429,36 @@ TEST_CASE("repacking the 13B model takes milliseconds") {
         sources.emplace_back(4, inputs, outputs, group, 0, true, random);
         strips += outputs / 16;
       }
-      Packed packed(WeightKind::nibble, inputs, strips, 1, false, packed_order(group, inputs / 128, 128));
+      Packed packed(WeightKind::nibble, inputs, strips, 1, false,
+                    packed_order(group, inputs / 128, 128));
       const double ms = milliseconds([&](cudaStream_t stream) {
         for (std::size_t i = 0; i < sources.size(); ++i)
-          repack_gptq(sources[i].source(), parts[i].second, packed.weight.order, packed.weight, stream);
+          repack_gptq(sources[i].source(), parts[i].second, packed.weight.order, packed.weight,
+                      stream);
       });
-      std::printf("  %-12s %-14s %12.3f %8.0f\n", name, shuffled ? "act-order" : "", ms, 2e-6 * double(packed.weight.bytes()) / ms);
+      std::printf("  %-12s %-14s %12.3f %8.0f\n", name, shuffled ? "act-order" : "", ms,
+                  2e-6 * double(packed.weight.bytes()) / ms);
       layer += ms;
       bytes += 2.0 * double(packed.weight.bytes());
     };
-    time("qkv", 5120, {{5120, {StripOrder::rotary, 128, 0, 0}}, {5120, {StripOrder::rotary, 128, 320, 0}}, {5120, {StripOrder::plain, 0, 640, 0}}});
+    time("qkv", 5120,
+         {{5120, {StripOrder::rotary, 128, 0, 0}},
+          {5120, {StripOrder::rotary, 128, 320, 0}},
+          {5120, {StripOrder::plain, 0, 640, 0}}});
     time("o", 5120, {{5120, {}}});
-    time("gate_up", 5120, {{13824, {StripOrder::gate_up, 0, 0, 0}}, {13824, {StripOrder::gate_up, 0, 0, 1}}});
+    time("gate_up", 5120,
+         {{13824, {StripOrder::gate_up, 0, 0, 0}}, {13824, {StripOrder::gate_up, 0, 0, 1}}});
     time("down", 13824, {{5120, {}}});
-    std::printf("  %-12s %-14s %12.3f %8.0f %24.1f\n", "layer", shuffled ? "act-order" : "", layer, 1e-6 * bytes / layer, 40 * layer);
+    std::printf("  %-12s %-14s %12.3f %8.0f %24.1f\n", "layer", shuffled ? "act-order" : "", layer,
+                1e-6 * bytes / layer, 40 * layer);
     CHECK(40 * layer < 30);
   }
   const std::vector<std::uint16_t> halves(std::size_t(5120) * 32000);
   const DeviceBuffer from = upload(halves);
   Packed packed(WeightKind::half, 5120, 2000, 1, false, {});
-  const double ms = milliseconds([&](cudaStream_t stream) { repack_dense(from.as<void>(), 0, 0, 32000, {}, packed.weight, stream); });
-  std::printf("  %-12s %-14s %12.3f %8.0f\n", "lm_head", "fp16", ms, 2e-6 * double(packed.weight.bytes()) / ms);
+  const double ms = milliseconds([&](cudaStream_t stream) {
+    repack_dense(from.as<void>(), 0, 0, 32000, {}, packed.weight, stream);
+  });
+  std::printf("  %-12s %-14s %12.3f %8.0f\n", "lm_head", "fp16", ms,
+              2e-6 * double(packed.weight.bytes()) / ms);
 }

@@ -40,7 +40,8 @@ struct Pass {
     check(cudaMemset(state.as<void>(), 0, state.bytes()), "cudaMemset");
     int device = 0, major = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+          "cudaDeviceGetAttribute");
     limits.dependent_launch = major >= 9;
     rows.epoch = state.as<unsigned>();
     rows.count = state.as<int>() + 1;
@@ -48,17 +49,22 @@ struct Pass {
     rows.positions = rows.tokens + kRows;
     set_count(kRows);
   }
-  void set_count(int count) { check(cudaMemcpy(rows.count, &count, 4, cudaMemcpyHostToDevice), "cudaMemcpy"); }
+  void set_count(int count) {
+    check(cudaMemcpy(rows.count, &count, 4, cudaMemcpyHostToDevice), "cudaMemcpy");
+  }
   void set(const std::vector<SampleParameters>& values) {
-    check(cudaMemcpy(parameters.as<void>(), values.data(), values.size() * sizeof(SampleParameters), cudaMemcpyHostToDevice),
+    check(cudaMemcpy(parameters.as<void>(), values.data(), values.size() * sizeof(SampleParameters),
+                     cudaMemcpyHostToDevice),
           "cudaMemcpy");
   }
   void set(const std::vector<float>& values) {
-    check(cudaMemcpy(logits.as<void>(), values.data(), values.size() * sizeof(float), cudaMemcpyHostToDevice), "cudaMemcpy");
+    check(cudaMemcpy(logits.as<void>(), values.data(), values.size() * sizeof(float),
+                     cudaMemcpyHostToDevice),
+          "cudaMemcpy");
   }
   void launch(int most_rows, cudaStream_t stream) {
-    sample(logits.as<float>(), vocab, parameters.as<SampleParameters>(), rows, most_rows, scratch.as<void>(),
-           {ring.as<SampledToken>(), kSteps, kRows}, limits, stream);
+    sample(logits.as<float>(), vocab, parameters.as<SampleParameters>(), rows, most_rows,
+           scratch.as<void>(), {ring.as<SampledToken>(), kSteps, kRows}, limits, stream);
   }
   std::vector<SampledToken> run() {
     ++epoch;
@@ -85,7 +91,8 @@ SamplerOptions random_options(std::mt19937& random) {
 }
 
 SampleParameters parameters_of(const SamplerOptions& options, int choices) {
-  return {options.temperature, options.top_p, options.min_p, options.top_k, choices, options.seed, 0};
+  return {
+      options.temperature, options.top_p, options.min_p, options.top_k, choices, options.seed, 0};
 }
 
 std::vector<float> random_logits(int count, std::mt19937& random) {
@@ -127,24 +134,29 @@ TEST_CASE("the device samples the tokens that the host samples") {
         }
         pass.set(logits);
         const auto sampled = pass.run();
-        const auto tokens = download<int>(pass.rows.tokens, kRows), positions = download<int>(pass.rows.positions, kRows);
+        const auto tokens = download<int>(pass.rows.tokens, kRows),
+                   positions = download<int>(pass.rows.positions, kRows);
         for (int r = 0; r < kRows; ++r) {
-          const std::span<const float> row(logits.data() + std::size_t(r) * vocab, std::size_t(vocab));
+          const std::span<const float> row(logits.data() + std::size_t(r) * vocab,
+                                           std::size_t(vocab));
           const int expected = samplers[std::size_t(r)].sample(row);
           const SampledToken& found = sampled[std::size_t(r)];
           ++choices_made;
           different += found.token != expected;
-          wrong_rows += found.step != pass.epoch || tokens[std::size_t(r)] != found.token || positions[std::size_t(r)] != step + 1;
+          wrong_rows += found.step != pass.epoch || tokens[std::size_t(r)] != found.token ||
+                        positions[std::size_t(r)] != step + 1;
           if (found.token < 0 || found.token >= vocab) continue;
           const double largest = *std::max_element(row.begin(), row.end());
           double sum = 0;
           for (float logit : row) sum += std::exp(logit - largest);
           const double logprob = row[std::size_t(found.token)] - largest - std::log(sum);
-          worst = std::max(worst, std::abs(logprob - found.logprob) / std::max(1.0, std::abs(logprob)));
+          worst =
+              std::max(worst, std::abs(logprob - found.logprob) / std::max(1.0, std::abs(logprob)));
         }
       }
     }
-  std::printf("sampling: %d of %d choices differ from the host's; log-probabilities within %.1e\n", different, choices_made, worst);
+  std::printf("sampling: %d of %d choices differ from the host's; log-probabilities within %.1e\n",
+              different, choices_made, worst);
   CHECK(different == 0);
   CHECK(wrong_rows == 0);
   CHECK(worst < 1e-6);
@@ -222,14 +234,18 @@ TEST_CASE("sampling takes microseconds") {
       const int most_rows = i == 0 ? 1 : kRows;
       pass.set_count(most_rows);
       const Stream stream = make_stream();
-      check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+      check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
+            "cudaStreamBeginCapture");
       for (int j = 0; j < kLaunches; ++j) pass.launch(most_rows, stream);
       cudaGraph_t graph;
       cudaGraphExec_t launchable;
       check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
       check(cudaGraphInstantiate(&launchable, graph, 0), "cudaGraphInstantiate");
-      us[i] = 1000 / double(kLaunches) *
-              milliseconds([&](cudaStream_t on) { check(cudaGraphLaunch(launchable, on), "cudaGraphLaunch"); }, 5);
+      us[i] =
+          1000 / double(kLaunches) *
+          milliseconds(
+              [&](cudaStream_t on) { check(cudaGraphLaunch(launchable, on), "cudaGraphLaunch"); },
+              5);
       check(cudaGraphExecDestroy(launchable), "cudaGraphExecDestroy");
       check(cudaGraphDestroy(graph), "cudaGraphDestroy");
     }
@@ -241,5 +257,6 @@ TEST_CASE("sampling takes microseconds") {
   time("temperature 0.7, top-p 0.9, flat (sd 1.4)", 1.4f, {0.7f, 0.9f, 0, 0, kVocab, 1, 0});
   time("temperature 1, flat (sd 0.01)", 0.01f, {1, 1, 0, 0, kVocab, 1, 0});
   time("temperature 1, top-p 0.95, flat (sd 0.01)", 0.01f, {1, 0.95f, 0, 0, kVocab, 1, 0});
-  CHECK(time("temperature 0.7, top-k 40, top-p 0.9, min-p 0.05", 3, {0.7f, 0.9f, 0.05f, 40, kVocab, 1, 0}) < 50);
+  CHECK(time("temperature 0.7, top-k 40, top-p 0.9, min-p 0.05", 3,
+             {0.7f, 0.9f, 0.05f, 40, kVocab, 1, 0}) < 50);
 }

@@ -343,7 +343,7 @@ TEST_CASE("guanaco-perplexity: json has the perplexity and its counts in the las
   CHECK(contains(text.out, fmt::format("{:.4f}", perplexity)));
 }
 
-TEST_CASE("guanaco-perplexity: slow: the whole golden text within 0.05 percent") {
+TEST_CASE("guanaco-perplexity: the whole golden text within 0.05 percent") {
   const Result result = run(
       "guanaco-perplexity",
       {"--model", GUANACO_MODEL, "--file", std::string(GUANACO_TEST_DATA) + "/eval.txt", "--json"});

@@ -17,6 +17,9 @@ namespace {
 /// an idle model costs nothing.
 constexpr std::chrono::microseconds kSpin(50);
 
+/// Ranges a loop is cut into for each thread: few enough for each to be a long run of memory.
+constexpr int kRanges = 8;
+
 void relax() {
 #if GUANACO_X86
   __builtin_ia32_pause();
@@ -39,7 +42,7 @@ int usable_cpus() {
 ThreadPool::ThreadPool(int threads) : spins_(threads <= usable_cpus()) {
   workers_.reserve(std::size_t(threads - 1));
   try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
   } catch (const std::system_error& error) {
     const std::size_t made = workers_.size() + 1;
     stop();
@@ -57,6 +60,7 @@ void ThreadPool::stop() {
 
 void ThreadPool::post(Job job) {
   job_ = job;
+  next_.store(0, std::memory_order_relaxed);
   pending_.store(unsigned(workers_.size()), std::memory_order_relaxed);
   posted_.fetch_add(1, std::memory_order_release);
   posted_.notify_all();
@@ -68,30 +72,30 @@ void ThreadPool::run(Job job) {
     return;
   }
   post(job);
-  do_share(0);
+  do_share();
   for (unsigned left; (left = pending_.load(std::memory_order_acquire)) > 0;)
     wait_while(pending_, left);
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-void ThreadPool::work(int thread) {
+void ThreadPool::work() {
   for (unsigned seen = 0;; ++seen) {
     wait_while(posted_, seen);
     if (!job_.call) return;
-    do_share(thread);
+    do_share();
     if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
   }
 }
 
-void ThreadPool::do_share(int thread) noexcept {
-  const auto bound = [&](int i) { return int(std::int64_t(job_.count) * i / threads()); };
-  const int begin = bound(thread), end = bound(thread + 1);
-  if (begin == end) return;
-  try {
-    job_.call(job_.body, begin, end);
-  } catch (...) {
-    const std::lock_guard lock(error_mutex_);
-    if (!error_) error_ = std::current_exception();
+void ThreadPool::do_share() noexcept {
+  const int size = std::max(1, job_.count / (threads() * kRanges));
+  for (int begin; (begin = next_.fetch_add(size, std::memory_order_relaxed)) < job_.count;) {
+    try {
+      job_.call(job_.body, begin, std::min(begin + size, job_.count));
+    } catch (...) {
+      const std::lock_guard lock(error_mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
   }
 }
 

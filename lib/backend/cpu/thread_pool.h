@@ -22,8 +22,8 @@ class ThreadPool {
 
   int threads() const noexcept { return int(workers_.size()) + 1; }
 
-  /// Calls body(begin, end) with ranges that together are [0, count), one for each thread at most,
-  /// and returns when all are done. Allocates nothing. Throws what a body threw, the first of
+  /// Calls body(begin, end) with ranges that together are [0, count) and returns when all are done.
+  /// A thread that is held up leaves ranges to the others. Allocates nothing. Throws what a body threw, the first of
   /// them.
   template <typename F>
   void parallel_for(int count, F&& body) {
@@ -40,14 +40,15 @@ class ThreadPool {
   };
   void run(Job job);
   void post(Job job);
-  void work(int thread);
-  void do_share(int thread) noexcept;
+  void work();
+  void do_share() noexcept;
   void wait_while(const std::atomic<unsigned>& value, unsigned old) const;
   void stop();
 
   std::vector<std::thread> workers_;
   bool spins_;  ///< only where every thread has a CPU: else spinning keeps others from working
   Job job_;
+  std::atomic<int> next_ = 0;          ///< where the next range of the job begins
   std::atomic<unsigned> posted_ = 0;   ///< jobs so far
   std::atomic<unsigned> pending_ = 0;  ///< workers that have not done their share of the last one
   std::mutex error_mutex_;
