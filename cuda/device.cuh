@@ -146,6 +146,13 @@ __device__ inline unsigned acquire_flag(const unsigned* flag) {
   return value;
 }
 
+/// Counts an arrival in shared memory: what was written before is visible to who sees the count. Returns the count before.
+__device__ inline unsigned arrive_at(unsigned* counter) {
+  unsigned before;
+  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(shared_address(counter)) : "memory");
+  return before;
+}
+
 /// Sums and maxima over `width` neighbouring lanes, in every one of them; always in the same order.
 __device__ inline float warp_sum(float value, int width = kWarp) {
   for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);

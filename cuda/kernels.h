@@ -61,6 +61,7 @@ struct LinearArgs {
   int group_blocks = 0;   ///< blocks of a strip whose input is staged at a time
   int step_blocks = 0;    ///< blocks the ring moves at a time
   int ring_steps = 0, slots = 0, input_bytes = 0;
+  int range_units = 0, range_longer = 0, range_unit = 1;  ///< units of range_unit blocks; the first `longer` have one more
   std::uint32_t prefetch_bytes = 0;  ///< how far the L2 cache runs ahead of the ring
 };
 

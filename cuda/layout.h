@@ -37,9 +37,11 @@ struct StreamedWeight {
   int strips = 0;
   int strip_blocks = 0;
   int block_bytes = 0;
-  int runs = 1;
+  int runs = 1;        ///< in a block: 1, 2 or 4
   WeightKind kind = WeightKind::nibble;
   bool float_scales = false;
+
+  GUANACO_HOST_DEVICE int run_shift() const { return runs >> 1; }  ///< log2 of runs
 
   GUANACO_HOST_DEVICE std::size_t bytes() const {
     return std::size_t(strips) * std::size_t(strip_blocks) * std::size_t(block_bytes);

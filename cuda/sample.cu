@@ -36,8 +36,10 @@ __device__ std::uint64_t draw(Ranking& ranking, const SampleParameters& paramete
   return ranking.search({.mass = target, .inclusive = true, .count = kept}).key;
 }
 
-/// Grid: [slices][rows].
-__global__ void __launch_bounds__(kSlice, 2)
+/// Grid: [slices][rows]. kResident: thread blocks that share a multiprocessor, at the price of
+/// registers.
+template <int kResident>
+__global__ void __launch_bounds__(kSlice, kResident)
     sample_kernel(const float* logits, int vocab, SampleParameters* row_parameters, PassRows rows,
                   void* memory, SampleRing ring) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -96,7 +98,8 @@ void sample(const float* logits, int vocab, SampleParameters* parameters, const 
             int most_rows, void* scratch, const SampleRing& ring, const DeviceLimits& limits,
             cudaStream_t stream) {
   const int slices = slices_of(vocab);
-  launch_kernel(sample_kernel, dim3(unsigned(slices), unsigned(most_rows)), kSlice,
+  const auto kernel = most_rows == 1 ? sample_kernel<1> : sample_kernel<2>;
+  launch_kernel(kernel, dim3(unsigned(slices), unsigned(most_rows)), kSlice,
                 Ranking::shared_bytes(slices), limits, stream, logits, vocab, parameters, rows,
                 scratch, ring);
 }

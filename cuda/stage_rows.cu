@@ -35,8 +35,12 @@ __global__ void __launch_bounds__(kConsumers)
     factor = rsqrtf(squares / float(args.weight.inputs) + args.epsilon);
   }
   float unused = 0;
-  stage_blocks<kKind, kStreamRows>(args, x, token, blockIdx.x * kConsumerWarps + warp, kSlices * kConsumerWarps, staged,
-                                   lane, factor, unused);
+  const int first = blockIdx.x * kConsumerWarps + warp, stride = kSlices * kConsumerWarps;
+  if (is_simple(args.weight)) {
+    stage_blocks<kKind, kStreamRows, true>(args, x, token, first, stride, staged, lane, factor, unused);
+  } else {
+    stage_blocks<kKind, kStreamRows, false>(args, x, token, first, stride, staged, lane, factor, unused);
+  }
 }
 
 }  // namespace

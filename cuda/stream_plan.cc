@@ -1,10 +1,14 @@
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 
 #include "kernels.h"
 
 namespace guanaco::cuda {
 namespace {
+
+int tune(const char* n, int d) { const char* v = std::getenv(n); return v ? std::atoi(v) : d; }
+int tune_blocks() { return tune("TB", 1); }
 
 constexpr int kConsumerWarps = 8;
 constexpr int kAttendShared = 20 * 1024;  // left to the attention kernel, so that it fits beside two blocks of this one
@@ -37,10 +41,10 @@ StreamPlan plan_stream(LinearArgs& args, int tokens, const DeviceLimits& limits)
 
   // One block a multiprocessor; where it fits, half of the shared memory, so that the next kernel's is there beside it.
   StreamPlan plan;
-  for (const int resident : {2, 1}) {
+  for (const int resident : {tune("TR", 2), 1}) {
     const int share = (limits.shared_bytes_multiprocessor - (resident == 2 ? kAttendShared : 0)) / resident - kBlockReserve;
     const int budget = std::min(share, limits.shared_bytes_block);
-    for (args.step_blocks = 2 * kConsumerWarps; args.step_blocks >= kConsumerWarps; args.step_blocks /= 2) {
+    for (args.step_blocks = tune("TS", 2) * kConsumerWarps; args.step_blocks >= kConsumerWarps; args.step_blocks /= 2) {
       const int step_bytes = args.step_blocks * weight.block_bytes;
       const int steps_a_strip = divide_up(args.group_blocks, args.step_blocks);
       // A step of the ring costs its bytes, two barriers, and now and then a slot for one more strip in flight.
@@ -48,13 +52,16 @@ StreamPlan plan_stream(LinearArgs& args, int tokens, const DeviceLimits& limits)
       args.ring_steps = std::min(32, room / (step_bytes + 16 + (slot_bytes + 4) / steps_a_strip + 1));
       args.slots = args.ring_steps / steps_a_strip + 3;
       plan.shared_bytes = args.ring_steps * (step_bytes + 16) + args.input_bytes + args.slots * (slot_bytes + 4) + 256;
-      if (args.ring_steps >= 4) break;
+      if (args.ring_steps >= 4 || args.step_blocks == kConsumerWarps) break;
     }
     if (args.ring_steps >= 2) break;
   }
-  args.prefetch_bytes = tokens == 1 ? kPrefetchBytes : 0;
-  const int unit = weight.strip_blocks % 2 == 0 ? 2 : 1;
-  plan.blocks = int(std::min<long long>(limits.multiprocessors, (long long)(weight.strips) * weight.strip_blocks / unit));
+  args.prefetch_bytes = tokens == 1 ? tune("TP", 64) * 1024 : 0;
+  args.range_unit = weight.strip_blocks % 2 == 0 ? 2 : 1;  // blocks that copies can begin at
+  const int units = weight.strips * weight.strip_blocks / args.range_unit;
+  plan.blocks = std::min(tune_blocks() * limits.multiprocessors, units);
+  args.range_units = units / plan.blocks;
+  args.range_longer = units % plan.blocks;
   return plan;
 }
 

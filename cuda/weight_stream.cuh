@@ -70,12 +70,9 @@ struct StripParts {
   }
 };
 
-/// First block of a thread block's range: all ranges have the same number of blocks, or of pairs of blocks where only pairs
-/// are aligned.
-__device__ inline int range_begin(const StreamedWeight& weight, int thread_block) {
-  const int unit = weight.strip_blocks % 2 == 0 ? 2 : 1;
-  const long long units = (long long)(weight.strips) * weight.strip_blocks / unit;
-  return int(units * thread_block / gridDim.x) * unit;
+/// First block of a thread block's range: all ranges have the same number of blocks, give or take one unit.
+__device__ inline int range_begin(const LinearArgs& args, int thread_block) {
+  return (args.range_units * thread_block + min(args.range_longer, thread_block)) * args.range_unit;
 }
 
 /// Prefetches weights, as far as there are any.
@@ -84,11 +81,21 @@ __device__ inline void prefetch(const std::uint8_t* from, const StreamedWeight& 
   if (from < end && bytes > 0) prefetch_l2(from, std::uint32_t(min(std::size_t(bytes), std::size_t(end - from))));
 }
 
+/// The published files: inputs in their own order, one run a block, fp16 scales.
+__device__ inline bool is_simple(const StreamedWeight& weight) {
+  return weight.order == nullptr && weight.run_shift() == 0 && !weight.float_scales &&
+         weight.inputs == weight.strip_blocks * kBlockInputs;
+}
+
 /// One block of weights times the staged tokens, added to `sums`: [set of tokens][row g, row g + 8] in lane (g, t) for token
 /// 4 * set + t (one token: only t = 0).
-template <WeightKind kKind, int kTokens>
-__device__ inline void multiply_block(const std::uint8_t* block, const std::uint8_t* record, int runs,
-                                      bool float_scales, int lane, float (&sums)[kTokens == 1 ? 1 : 2][2]) {
+/// kSimple: one run a block and fp16 scales, as the published files have; else both are looked up.
+template <WeightKind kKind, int kTokens, bool kSimple>
+__device__ inline void multiply_block(const std::uint8_t* block, const std::uint8_t* record,
+                                      const StreamedWeight& weight, int lane,
+                                      float (&sums)[kTokens == 1 ? 1 : 2][2]) {
+  const int run_shift = kSimple ? 0 : weight.run_shift(), runs = 1 << run_shift;
+  const bool float_scales = !kSimple && weight.float_scales;
   constexpr int kSets = kTokens == 1 ? 1 : 2;
   constexpr int kColumns = kTokens == 1 ? 2 : 8;
   constexpr bool kCodes = kKind == WeightKind::nibble || kKind == WeightKind::byte;
@@ -133,8 +140,8 @@ __device__ inline void multiply_block(const std::uint8_t* block, const std::uint
         const uint4 words = b[set][m / 2];
         mma_u8s8(products[set], a, m % 2 == 0 ? words.x : words.z, m % 2 == 0 ? words.y : words.w);
       }
-      if (m < 3 && ((m + 1) * runs) % 4 != 0) continue;  // the run goes on
-      const int run = m == 3 ? runs - 1 : (m * runs) / 4;
+      if (m < 3 && (kSimple || (((m + 1) << run_shift) & 3) != 0)) continue;  // the run goes on
+      const int run = (m << run_shift) >> 2;
       float2 scale;
       if (float_scales) {
         scale = reinterpret_cast<const float2*>(scales)[run * 8 + g];
@@ -273,86 +280,84 @@ __device__ inline void plane_scale(float largest, float& inverse, float& scale) 
   }
 }
 
-/// Maximum and sum over the lanes that stage one run: 32 / runs neighbours.
-__device__ inline float run_max(float magnitude, int runs) {
-  if (runs > 1) return warp_max(magnitude, kWarp / runs);
-  return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(magnitude)));  // not negative: ordered like its bits
+/// Maximum and sum over the lanes that stage one run: 32 of them, or 32 >> run_shift neighbours.
+template <bool kSimple>
+__device__ inline float run_max(float magnitude, int run_shift) {
+  // Not negative, so ordered like its bits.
+  if (kSimple) return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(magnitude)));
+  return warp_max(magnitude, kWarp >> run_shift);
 }
-__device__ inline int run_sum(int value, int runs) {
-  return runs > 1 ? warp_sum(value, kWarp / runs) : __reduce_add_sync(~0u, value);
+template <bool kSimple>
+__device__ inline int run_sum(int value, int run_shift) {
+  return kSimple ? __reduce_add_sync(~0u, value) : warp_sum(value, kWarp >> run_shift);
 }
 
 /// Stages every `stride`th block from `first` of one token's input x (times the norm's weights, if any). Called by one warp; adds
 /// the squares of x to `squares`. Loads of several blocks are under way together: this is what a kernel does between
-/// the end of the one before and its first product.
-template <WeightKind kKind, int kTokens>
+/// the end of the one before and its first product. kSimple: inputs in their own order, one run a block.
+template <WeightKind kKind, int kTokens, bool kSimple>
 __device__ inline void stage_blocks(const LinearArgs& args, const float* x, int token, int first, int stride,
                                     std::uint8_t* records, int lane, float factor, float& squares) {
   constexpr bool kCodes = kKind == WeightKind::nibble || kKind == WeightKind::byte;
   constexpr int kColumns = kTokens == 1 ? 2 : 8;
-  constexpr int kBatch = 7;
+  constexpr int kBatch = kSimple ? 5 : 2;
   const StreamedWeight& weight = args.weight;
-  const int runs = kCodes ? weight.runs : 1;
+  const int run_shift = kSimple || !kCodes ? 0 : weight.run_shift();
+  std::uint8_t* fragments = records;
+  int column = 0;
+  if constexpr (kTokens > 1) {
+    fragments += (token / 4) * record_fragment_bytes<4>(kCodes);  // a set of four tokens
+    column = (token % 4) * 2;
+  }
   for (int start = first; start < weight.strip_blocks; start += stride * kBatch) {
-    float value[kBatch][4];
-    float4 norm[kBatch];
+    float4 value[kBatch], norm[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int position = (start + i * stride) * kBlockInputs + 4 * lane;
-      float4 four = {0, 0, 0, 0};
+      const int block = start + i * stride, position = block * kBlockInputs + 4 * lane;
+      value[i] = {0, 0, 0, 0};
       norm[i] = {1, 1, 1, 1};
-      if (weight.order == nullptr) {
-        if (position < weight.inputs) {  // inputs are a multiple of 4
-          four = *reinterpret_cast<const float4*>(x + position);
-          if (args.norm != nullptr) norm[i] = *reinterpret_cast<const float4*>(args.norm + position);
-        }
-      } else if (start + i * stride < weight.strip_blocks) {
+      if (block >= weight.strip_blocks) continue;
+      if (kSimple || weight.order == nullptr) {
+        if (!kSimple && position >= weight.inputs) continue;  // inputs are a multiple of 4
+        value[i] = *reinterpret_cast<const float4*>(x + position);
+        if (args.norm != nullptr) norm[i] = *reinterpret_cast<const float4*>(args.norm + position);
+      } else {
         const int4 from = *reinterpret_cast<const int4*>(weight.order + position);
-        if (from.x >= 0) four.x = x[from.x];
-        if (from.y >= 0) four.y = x[from.y];
-        if (from.z >= 0) four.z = x[from.z];
-        if (from.w >= 0) four.w = x[from.w];
-        if (args.norm != nullptr) {
-          if (from.x >= 0) norm[i].x = args.norm[from.x];
-          if (from.y >= 0) norm[i].y = args.norm[from.y];
-          if (from.z >= 0) norm[i].z = args.norm[from.z];
-          if (from.w >= 0) norm[i].w = args.norm[from.w];
-        }
+        const auto gather = [&](float& to, float& weight_to, int source) {
+          if (source < 0) return;
+          to = x[source];
+          if (args.norm != nullptr) weight_to = args.norm[source];
+        };
+        gather(value[i].x, norm[i].x, from.x);
+        gather(value[i].y, norm[i].y, from.y);
+        gather(value[i].z, norm[i].z, from.z);
+        gather(value[i].w, norm[i].w, from.w);
       }
-      value[i][0] = four.x;
-      value[i][1] = four.y;
-      value[i][2] = four.z;
-      value[i][3] = four.w;
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int block = start + i * stride;
       if (block >= weight.strip_blocks) break;
-      for (const float v : value[i]) squares += v * v;
-      value[i][0] *= norm[i].x;
-      value[i][1] *= norm[i].y;
-      value[i][2] *= norm[i].z;
-      value[i][3] *= norm[i].w;
+      float v[4] = {value[i].x, value[i].y, value[i].z, value[i].w};
+      for (const float element : v) squares += element * element;
+      v[0] *= norm[i].x;
+      v[1] *= norm[i].y;
+      v[2] *= norm[i].z;
+      v[3] *= norm[i].w;
       float largest = 0;
-      for (const float v : value[i]) largest = fmaxf(largest, fabsf(v));
-      largest = run_max(largest, runs);
+      for (const float element : v) largest = fmaxf(largest, fabsf(element));
+      largest = run_max<kSimple || !kCodes>(largest, run_shift);
       float inverse, scale;
       plane_scale<kKind>(largest, inverse, scale);
       if constexpr (kKind == WeightKind::single)
-        for (float& v : value[i]) v *= factor;
+        for (float& element : v) element *= factor;
       int sum = 0;
-      std::uint8_t* record = records + block * record_bytes<kTokens>(kCodes);
-      std::uint8_t* fragments = record;
-      int column = 0;
-      if constexpr (kTokens > 1) {
-        fragments += (token / 4) * record_fragment_bytes<4>(kCodes);  // a set of four tokens
-        column = (token % 4) * 2;
-      }
-      store_planes<kKind, kColumns>(fragments, column, lane, value[i], inverse, sum);
-      if constexpr (kCodes) sum = run_sum(sum, runs);
-      if (lane % (kWarp / runs) == 0) {
-        auto* run_scales = reinterpret_cast<RunScale*>(record + record_fragment_bytes<kTokens>(kCodes));
-        run_scales[(lane * runs / kWarp) * kTokens + token] = {scale * factor, sum};
+      const int record = block * record_bytes<kTokens>(kCodes);
+      store_planes<kKind, kColumns>(fragments + record, column, lane, v, inverse, sum);
+      if constexpr (kCodes) sum = run_sum<kSimple>(sum, run_shift);
+      if ((lane & ((kWarp >> run_shift) - 1)) == 0) {
+        auto* run_scales = reinterpret_cast<RunScale*>(records + record + record_fragment_bytes<kTokens>(kCodes));
+        run_scales[((lane << run_shift) / kWarp) * kTokens + token] = {scale * factor, sum};
       }
     }
   }
@@ -378,7 +383,6 @@ __device__ void finish_strip(const LinearArgs& args, const Epilogue& epilogue, c
   const auto publish = [&](float2* to, unsigned* flag) {
     for (int i = 0; i < kMine; ++i)
       if (lane + i * kWarp < kPairs) to[lane + i * kWarp] = value[i];
-    __threadfence();
     __syncwarp();
     if (lane == 0) release_flag(flag, epoch);
   };
@@ -401,7 +405,7 @@ __device__ void finish_strip(const LinearArgs& args, const Epilogue& epilogue, c
   const int strips = args.weight.strips;
   if (!part.has_end()) {
     const int last = part.group * args.group_blocks * strips + (part.strip + 1) * (part.group_last - part.group_first);
-    for (int other = int(blockIdx.x) + 1; other < int(gridDim.x) && range_begin(args.weight, other) < last; ++other)
+    for (int other = int(blockIdx.x) + 1; other < int(gridDim.x) && range_begin(args, other) < last; ++other)
       collect(args.parts + std::size_t(other) * kPairs, args.part_flags + other);
   }
   const int groups = (args.weight.strip_blocks + args.group_blocks - 1) / args.group_blocks;
@@ -458,7 +462,7 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
   extern __shared__ __align__(128) std::uint8_t memory[];
   const StreamShared shared(memory, args, kTokens);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int begin = range_begin(args.weight, blockIdx.x), end = range_begin(args.weight, blockIdx.x + 1);
+  const int begin = range_begin(args, blockIdx.x), end = range_begin(args, blockIdx.x + 1);
   const int step_blocks = args.step_blocks, block_bytes = args.weight.block_bytes;
   const int step_bytes = step_blocks * block_bytes;
 
@@ -502,10 +506,15 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
 
   wait_for_predecessors();
   const unsigned epoch = *args.epoch * 1024u + args.stage;
+  const bool simple = is_simple(args.weight);
   float row_factor = 1;
   if constexpr (kTokens == 1) {
     float squares = 0;
-    stage_blocks<kKind, 1>(args, args.input, 0, warp, kConsumerWarps, shared.input, lane, 1.0f, squares);
+    if (simple) {
+      stage_blocks<kKind, 1, true>(args, args.input, 0, warp, kConsumerWarps, shared.input, lane, 1.0f, squares);
+    } else {
+      stage_blocks<kKind, 1, false>(args, args.input, 0, warp, kConsumerWarps, shared.input, lane, 1.0f, squares);
+    }
     if (args.norm != nullptr) {
       squares = warp_sum(squares);
       if (lane == 0) shared.squares[warp] = squares;
@@ -540,10 +549,16 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
       const std::uint8_t* blocks = shared.ring + step * step_bytes;
       const std::uint8_t* records = shared.input + (block - part.group_first) * kRecord;
       const int count = min(step_blocks, part.last - block);
-#pragma unroll 2
-      for (int mine = warp; mine < count; mine += kConsumerWarps)
-        multiply_block<kKind, kTokens>(blocks + mine * block_bytes, records + mine * kRecord, args.weight.runs,
-                                       args.weight.float_scales, lane, sums);
+      const auto multiply = [&]<bool kSimple>() {
+        for (int mine = warp; mine < count; mine += kConsumerWarps)
+          multiply_block<kKind, kTokens, kSimple>(blocks + mine * block_bytes, records + mine * kRecord, args.weight,
+                                                  lane, sums);
+      };
+      if (simple) {
+        multiply.template operator()<true>();
+      } else {
+        multiply.template operator()<false>();
+      }
       __syncwarp();
       if (lane == 0) shared.empty[step].arrive();
       if (++step == args.ring_steps) {
@@ -561,14 +576,12 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
         const int row = lane / 4 + 8 * r, token = set * 4 + lane % 4;
         if (kTokens > 1 || lane % 4 == 0) sum_of[(warp * kStripOutputs + row) * kTokens + token] = sums[set][r];
       }
-    __threadfence_block();
     __syncwarp();
     unsigned before = 0;
-    if (lane == 0) before = atomicAdd(&shared.arrived[slot], 1u);
+    if (lane == 0) before = arrive_at(&shared.arrived[slot]);
     before = __shfl_sync(~0u, before, 0);
     if (before == kConsumerWarps - 1) {
       if (lane == 0) shared.arrived[slot] = 0;
-      __threadfence_block();
       finish_strip<kTokens>(args, epilogue, sum_of, part, epoch, row_factor, lane);
     }
     if (++slot == args.slots) slot = 0;

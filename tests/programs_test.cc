@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -261,6 +262,12 @@ TEST_CASE("programs: what cannot be done exits with 1 and one line that says why
   check("guanaco-perplexity", {"--model", GUANACO_MODEL, "--file", folder}, "cannot be read");
   check("guanaco-perplexity", {"--model", GUANACO_MODEL, "--file", folder + "/empty.txt"}, "empty");
   check("guanaco-inspect", {"--model", "/no/such/model"}, "/no/such/model");
+}
+
+TEST_CASE("guanaco-chat: a full disk is an error") {
+  const std::string command = std::string(GUANACO_PROGRAMS) + "/guanaco-chat --model " +
+                              GUANACO_MODEL + " --prompt Hello >/dev/full 2>/dev/null";
+  CHECK(WEXITSTATUS(std::system(command.c_str())) == 1);
 }
 
 TEST_CASE("guanaco-chat: a conversation through a pipe obeys its commands") {

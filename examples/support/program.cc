@@ -21,7 +21,8 @@ int run_main(CLI::App& app, int argc, char** argv, const std::function<int()>& b
     app.parse(argc, argv);
     const int code = body();
     // A full disk or a closed pipe shows only now.
-    if (std::fflush(stdout) != 0) return complain(kError, "cannot write to standard output");
+    if (std::fflush(stdout) != 0 || std::ferror(stdout))
+      return complain(kError, "cannot write to standard output");
     return code;
   } catch (const CLI::CallForHelp&) {
     fmt::print("{}", app.help());
