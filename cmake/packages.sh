@@ -26,6 +26,7 @@ install_packages() {
       "sentencepiece, nlohmann-json, fmt, CLI11, doctest and Google Benchmark by its own means," \
       "then run: cmake --preset release && cmake --build --preset release"
   missing=$(missing_packages)
+  missing=${missing% }
   if [ -n "$missing" ]; then
     if [ "$(id -u)" -eq 0 ]; then
       root=

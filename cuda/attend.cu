@@ -1,9 +1,11 @@
-// Stage 3 for few rows: attended = softmax(q K^T / sqrt(d)) V over the pages of each row's sequence. Bound by reading K and V once.
+// Stage 3 for few rows: attended = softmax(q K^T / sqrt(d)) V over the pages of each row's
+// sequence. Bound by reading K and V once.
 //
-// A sequence is cut into chunks of 128 positions, whatever else is in the pass, and a thread block takes one (row, head, chunk)
-// at a time: each of its four warps has one page of 32 positions, loads all of the page's K and V before it needs any, and
-// keeps its own softmax; the four are joined in order. The last thread block to finish a (row, head) joins its chunks in
-// order (arXiv:1805.02867 for the running softmax).
+// A sequence is cut into chunks of 128 positions, whatever else is in the pass, and a thread block
+// takes one (row, head, chunk) at a time: each of its four warps has one page of 32 positions,
+// loads all of the page's K and V before it needs any, and keeps its own softmax; the four are
+// joined in order. The last thread block to finish a (row, head) joins its chunks in order
+// (arXiv:1805.02867 for the running softmax).
 
 #include "device.cuh"
 #include "kernels.h"
@@ -29,9 +31,9 @@ __device__ void unpack(const uint4& packed, float (&values)[8]) {
 /// kDim: head_dim rounded up to a multiple of 64, so that loads have static counts.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads)
-    attend_kernel(const float* query, AttentionShape shape, int layer, PassRows rows, AttendScratch scratch,
-                  float* attended) {
-  constexpr int kPieces = kDim / 64;  // 16-byte pieces of a K row for each of 8 lanes
+    attend_kernel(const float* query, AttentionShape shape, int layer, PassRows rows,
+                  AttendScratch scratch, float* attended) {
+  constexpr int kPieces = kDim / 64;            // 16-byte pieces of a K row for each of 8 lanes
   constexpr int kColumns = (kDim + 127) / 128;  // 16-byte pieces of a V row for each of 16 lanes
   __shared__ float q[kDim];
   __shared__ float weights[kWarps][kPage];
@@ -45,7 +47,8 @@ __global__ void __launch_bounds__(kThreads)
   const int group = shape.heads / shape.kv_heads;
   const int count = *rows.count;
   int total = 0;
-  for (int row = 0; row < count; ++row) total += (rows.positions[row] / kChunkTokens + 1) * shape.heads;
+  for (int row = 0; row < count; ++row)
+    total += (rows.positions[row] / kChunkTokens + 1) * shape.heads;
   for (int unit = blockIdx.x; unit < total; unit += gridDim.x) {
     int row = 0, rest = unit, chunks = 0, position = 0;
     for (;; ++row) {
@@ -59,9 +62,10 @@ __global__ void __launch_bounds__(kThreads)
     const int head = kv_head * group + rest % group;
     const std::size_t row_head = std::size_t(row) * shape.heads + head;
 
-    __syncthreads();  // the shared arrays are free again
+    __syncthreads();                                        // the shared arrays are free again
     const float factor = rsqrtf(float(dim)) * 1.44269504f;  // exp(x) = exp2(x * log2 e)
-    for (int i = threadIdx.x; i < kDim; i += kThreads) q[i] = i < dim ? query[row_head * dim + i] * factor : 0.0f;
+    for (int i = threadIdx.x; i < kDim; i += kThreads)
+      q[i] = i < dim ? query[row_head * dim + i] * factor : 0.0f;
     __syncthreads();
 
     const int first = chunk * kChunkTokens + warp * kPage;
@@ -70,7 +74,8 @@ __global__ void __launch_bounds__(kThreads)
     if (first <= position) {
       const __half* page = rows.tables[row][first / kPage] + layer * shape.layer_elements();
       const auto* keys = reinterpret_cast<const uint4*>(page + std::size_t(kv_head) * kPage * dim);
-      const auto* values = reinterpret_cast<const uint4*>(page + std::size_t(shape.kv_heads + kv_head) * kPage * dim);
+      const auto* values = reinterpret_cast<const uint4*>(
+          page + std::size_t(shape.kv_heads + kv_head) * kPage * dim);
       const int row_pieces = dim / 8;
       // Lane (s, p) = (lane / 8, lane % 8) takes pieces p, p + 8, ... of keys s, s + 4, ...
       uint4 key[8][kPieces];
@@ -79,7 +84,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int j = 0; j < kPieces; ++j) {
           const int piece = lane % 8 + 8 * j;
-          key[i][j] = piece < row_pieces ? keys[(i * 4 + lane / 8) * row_pieces + piece] : uint4{0, 0, 0, 0};
+          key[i][j] = piece < row_pieces ? keys[(i * 4 + lane / 8) * row_pieces + piece]
+                                         : uint4{0, 0, 0, 0};
         }
       // Lane (s, p) = (lane / 16, lane % 16) takes pieces p, p + 16 of values s, s + 2, ...
       uint4 value[16][kColumns];
@@ -88,7 +94,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
           const int piece = lane % 16 + 16 * j;
-          value[i][j] = piece < row_pieces ? values[(i * 2 + lane / 16) * row_pieces + piece] : uint4{0, 0, 0, 0};
+          value[i][j] = piece < row_pieces ? values[(i * 2 + lane / 16) * row_pieces + piece]
+                                           : uint4{0, 0, 0, 0};
         }
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -174,7 +181,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int d = threadIdx.x; d < dim; d += kThreads) {
       float joined = 0;
       for (int c = 0; c < chunks; ++c)
-        joined += __ldcg(parts + c * (dim + 2) + 2 + d) * exp2f(__ldcg(parts + c * (dim + 2)) - top);
+        joined +=
+            __ldcg(parts + c * (dim + 2) + 2 + d) * exp2f(__ldcg(parts + c * (dim + 2)) - top);
       attended[row_head * dim + d] = joined / weight;
     }
     if (threadIdx.x == 0) scratch.arrived[row_head] = 0;
@@ -183,13 +191,14 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void attend(const float* query, const AttentionShape& shape, int layer, const PassRows& rows, int most_rows,
-            const AttendScratch& scratch, float* attended, const DeviceLimits& limits, cudaStream_t stream) {
+void attend(const float* query, const AttentionShape& shape, int layer, const PassRows& rows,
+            int most_rows, const AttendScratch& scratch, float* attended,
+            const DeviceLimits& limits, cudaStream_t stream) {
   const auto launch = [&]<int kDim>() {
     // Enough thread blocks for one row at any depth; more rows share them.
     const int units = most_rows * shape.heads * scratch.chunks;
-    launch_kernel(attend_kernel<kDim>, dim3(unsigned(min(units, 2 * limits.multiprocessors))), kThreads, 0, limits,
-                  stream, query, shape, layer, rows, scratch, attended);
+    launch_kernel(attend_kernel<kDim>, dim3(unsigned(min(units, 2 * limits.multiprocessors))),
+                  kThreads, 0, limits, stream, query, shape, layer, rows, scratch, attended);
   };
   if (shape.head_dim <= 64) return launch.template operator()<64>();
   if (shape.head_dim <= 128) return launch.template operator()<128>();

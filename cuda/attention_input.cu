@@ -1,6 +1,6 @@
-// Stage 2 for few rows: RMSNorm, the fused Q|K|V product (weight_stream.cuh), and in its epilogue RoPE and the append of K and V
-// to the cache pages. Strips of query and key heads hold the pairs (i, i + head_dim / 2) that rotate together in rows g
-// and g + 8, so one thread has both.
+// Stage 2 for few rows: RMSNorm, the fused Q|K|V product (weight_stream.cuh), and in its epilogue
+// RoPE and the append of K and V to the cache pages. Strips of query and key heads hold the pairs
+// (i, i + head_dim / 2) that rotate together in rows g and g + 8, so one thread has both.
 
 #include "weight_stream.cuh"
 
@@ -38,8 +38,8 @@ struct RotateAndAppend {
 
 }  // namespace
 
-void attention_input(const LinearArgs& args, int tokens, const AttentionInput& out, const DeviceLimits& limits,
-                     cudaStream_t stream) {
+void attention_input(const LinearArgs& args, int tokens, const AttentionInput& out,
+                     const DeviceLimits& limits, cudaStream_t stream) {
   launch_linear(args, tokens, RotateAndAppend{out}, limits, stream);
 }
 

@@ -1,5 +1,5 @@
-// Stages 4 and 6 for few rows: the O and the down product (weight_stream.cuh), added to the residual stream. One kernel serves
-// both.
+// Stages 4 and 6 for few rows: the O and the down product (weight_stream.cuh), added to the
+// residual stream. One kernel serves both.
 
 #include "weight_stream.cuh"
 
@@ -20,13 +20,13 @@ struct AddToResidual {
 
 }  // namespace
 
-void attention_output(const LinearArgs& args, int tokens, float* residual, int hidden, const DeviceLimits& limits,
-                      cudaStream_t stream) {
+void attention_output(const LinearArgs& args, int tokens, float* residual, int hidden,
+                      const DeviceLimits& limits, cudaStream_t stream) {
   launch_linear(args, tokens, AddToResidual{residual, hidden}, limits, stream);
 }
 
-void mlp_output(const LinearArgs& args, int tokens, float* residual, int hidden, const DeviceLimits& limits,
-                cudaStream_t stream) {
+void mlp_output(const LinearArgs& args, int tokens, float* residual, int hidden,
+                const DeviceLimits& limits, cudaStream_t stream) {
   attention_output(args, tokens, residual, hidden, limits, stream);
 }
 

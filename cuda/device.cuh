@@ -1,7 +1,8 @@
 #pragma once
 
 // What kernels share: the few instructions of PTX that C++ has no name for, and reductions.
-// PTX ISA 8.0, chapters 9.7.9 (asynchronous copies), 9.7.12 (mbarrier, griddepcontrol), 9.7.13 (mma).
+// PTX ISA 8.0, chapters 9.7.9 (asynchronous copies), 9.7.12 (mbarrier, griddepcontrol), 9.7.13
+// (mma).
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -16,8 +17,8 @@ __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-/// A barrier in shared memory that threads and asynchronous copies arrive at. A phase ends when the expected arrivals
-/// and bytes are complete; waiters name the parity of the phase they wait for.
+/// A barrier in shared memory that threads and asynchronous copies arrive at. A phase ends when the
+/// expected arrivals and bytes are complete; waiters name the parity of the phase they wait for.
 struct Barrier {
   std::uint64_t state;
 
@@ -48,7 +49,8 @@ struct Barrier {
   }
 };
 
-/// Makes freshly initialised barriers visible to the copy engine. By the thread that initialised them.
+/// Makes freshly initialised barriers visible to the copy engine. By the thread that initialised
+/// them.
 __device__ inline void fence_barrier_init() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -63,23 +65,27 @@ __device__ inline void fence_copies_after_writes() {
 }
 
 #if __CUDA_ARCH__ >= 900
-inline constexpr int kCopyArrivals = 1;   // the elected lane's expect_tx; bytes complete the phase
+inline constexpr int kCopyArrivals = 1;  // the elected lane's expect_tx; bytes complete the phase
 #else
 inline constexpr int kCopyArrivals = kWarp;  // every lane's cp.async group arrives
 #endif
 
-/// Copies bytes (a multiple of 16, both sides 16-byte aligned) to shared memory; `full` completes a phase when all have
-/// arrived. Called by all lanes of one warp. Hopper: one bulk copy by the copy engine; before: 16 bytes a lane.
-__device__ inline void copy_async(void* shared, const void* global, std::uint32_t bytes, Barrier& full, int lane) {
+/// Copies bytes (a multiple of 16, both sides 16-byte aligned) to shared memory; `full` completes a
+/// phase when all have arrived. Called by all lanes of one warp. Hopper: one bulk copy by the copy
+/// engine; before: 16 bytes a lane.
+__device__ inline void copy_async(void* shared, const void* global, std::uint32_t bytes,
+                                  Barrier& full, int lane) {
 #if __CUDA_ARCH__ >= 900
   if (lane == 0) {
     const std::uint32_t barrier = shared_address(&full);
-    asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(barrier),
-                 "r"(bytes)
-                 : "memory");
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            shared_address(shared)),
+        "{\n .reg .b64 state;\n mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(
+            barrier),
+        "r"(bytes)
+        : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(shared_address(shared)),
         "l"(global), "r"(bytes), "r"(barrier)
         : "memory");
   }
@@ -89,26 +95,22 @@ __device__ inline void copy_async(void* shared, const void* global, std::uint32_
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + at),
                  "l"(static_cast<const char*>(global) + at)
                  : "memory");
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(&full)) : "memory");
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(&full))
+               : "memory");
 #endif
 }
 
-/// Brings bytes (a multiple of 16) into the L2 cache. Nothing happens before Hopper.
-__device__ inline void prefetch_l2(const void* global, std::uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-#endif
-}
-
-/// Lets the next kernel of the stream start as soon as all blocks of this one have (programmatic dependent launch).
+/// Lets the next kernel of the stream start as soon as all blocks of this one have (programmatic
+/// dependent launch).
 __device__ inline void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-/// Returns when every kernel before this one in the stream is complete and its writes are visible. What a kernel reads before
-/// may only be constant: weights, tables, pages written in earlier passes.
+/// Returns when every kernel before this one in the stream is complete and its writes are visible.
+/// What a kernel reads before may only be constant: weights, tables, pages written in earlier
+/// passes.
 __device__ inline void wait_for_predecessors() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -116,27 +118,34 @@ __device__ inline void wait_for_predecessors() {
 }
 
 /// d += a * b; a: 16 x 32 unsigned bytes, b: 32 x 8 signed bytes, exact in int32.
-__device__ inline void mma_u8s8(int (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+__device__ inline void mma_u8s8(int (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /// d += a * b; a: 16 x 16, b: 16 x 8 halves, accumulated in float.
-__device__ inline void mma_half(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+__device__ inline void mma_half(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 /// The same for bfloat16.
-__device__ inline void mma_bfloat(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+__device__ inline void mma_bfloat(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                  std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// A flag in global memory that one block sets after its writes and another waits for before it reads them.
+/// A flag in global memory that one block sets after its writes and another waits for before it
+/// reads them.
 __device__ inline void release_flag(unsigned* flag, unsigned value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
@@ -146,28 +155,36 @@ __device__ inline unsigned acquire_flag(const unsigned* flag) {
   return value;
 }
 
-/// Counts an arrival in shared memory: what was written before is visible to who sees the count. Returns the count before.
+/// Counts an arrival in shared memory: what was written before is visible to who sees the count.
+/// Returns the count before.
 __device__ inline unsigned arrive_at(unsigned* counter) {
   unsigned before;
-  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(shared_address(counter)) : "memory");
+  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "r"(shared_address(counter))
+               : "memory");
   return before;
 }
 
 /// Sums and maxima over `width` neighbouring lanes, in every one of them; always in the same order.
 __device__ inline float warp_sum(float value, int width = kWarp) {
-  for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+  for (int offset = width / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(~0u, value, offset);
   return value;
 }
 __device__ inline int warp_sum(int value, int width = kWarp) {
-  for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);
+  for (int offset = width / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(~0u, value, offset);
   return value;
 }
 __device__ inline float warp_max(float value, int width = kWarp) {
-  for (int offset = width / 2; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
+  for (int offset = width / 2; offset > 0; offset /= 2)
+    value = fmaxf(value, __shfl_xor_sync(~0u, value, offset));
   return value;
 }
 
-/// Waits for `threads` threads (a multiple of 32) of a block at barrier `id` 1..15; 0 is __syncthreads.
+/// Waits for `threads` threads (a multiple of 32) of a block at barrier `id` 1..15; 0 is
+/// __syncthreads.
 __device__ inline void sync_threads(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

@@ -1,6 +1,6 @@
-// Stage 1: the residual stream of each row starts as the row of the embedding table that belongs to its token. The first kernel
-// of a pass, so it also prepares what the others need of a row: rotary angles, and the page that takes its K and V.
-// Bound by latency: one thread block a row.
+// Stage 1: the residual stream of each row starts as the row of the embedding table that belongs to
+// its token. The first kernel of a pass, so it also prepares what the others need of a row: rotary
+// angles, and the page that takes its K and V. Bound by latency: one thread block a row.
 
 #include "device.cuh"
 #include "kernels.h"
@@ -22,13 +22,14 @@ __device__ float frequency(const RotaryTable& rotary, int i, int head_dim, int p
   if (position < rotary.switch_position) return rotary.frequencies[i];
   if (rotary.long_frequencies != nullptr) return rotary.long_frequencies[i];
   const double length = position + 1.0;  // dynamic: the base grows with the length so far
-  const double base = rotary.theta * pow(rotary.factor * length / rotary.context - (rotary.factor - 1),
-                                         double(head_dim) / (head_dim - 2));
+  const double base =
+      rotary.theta * pow(rotary.factor * length / rotary.context - (rotary.factor - 1),
+                         double(head_dim) / (head_dim - 2));
   return float(pow(base, -2.0 * i / head_dim));
 }
 
-__global__ void embed_kernel(const void* table, int type, int hidden, AttentionShape shape, RotaryTable rotary,
-                             PassRows rows, float* residual) {
+__global__ void embed_kernel(const void* table, int type, int hidden, AttentionShape shape,
+                             RotaryTable rotary, PassRows rows, float* residual) {
   launch_dependents();
   wait_for_predecessors();
   const int row = blockIdx.x;
@@ -49,10 +50,11 @@ __global__ void embed_kernel(const void* table, int type, int hidden, AttentionS
 
 }  // namespace
 
-void embed(const void* table, int type, int hidden, const AttentionShape& shape, const RotaryTable& rotary,
-           const PassRows& rows, int most_rows, float* residual, const DeviceLimits& limits, cudaStream_t stream) {
-  launch_kernel(embed_kernel, dim3(unsigned(most_rows)), kThreads, 0, limits, stream, table, type, hidden, shape, rotary,
-                rows, residual);
+void embed(const void* table, int type, int hidden, const AttentionShape& shape,
+           const RotaryTable& rotary, const PassRows& rows, int most_rows, float* residual,
+           const DeviceLimits& limits, cudaStream_t stream) {
+  launch_kernel(embed_kernel, dim3(unsigned(most_rows)), kThreads, 0, limits, stream, table, type,
+                hidden, shape, rotary, rows, residual);
 }
 
 }  // namespace guanaco::cuda

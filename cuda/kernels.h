@@ -1,7 +1,8 @@
 #pragma once
 
-// The table of contents of cuda/: every kernel launcher, in the order of the forward pass. Launchers check nothing that the
-// backend has not checked; they throw Error(device) if a launch fails. All pointers are device memory.
+// The table of contents of cuda/: every kernel launcher, in the order of the forward pass.
+// Launchers check nothing that the backend has not checked; they throw Error(device) if a launch
+// fails. All pointers are device memory.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
@@ -12,16 +13,17 @@
 
 namespace guanaco::cuda {
 
-/// Most rows the weight-streaming kernels take; larger passes multiply dequantised panels (prompt.cu).
+/// Most rows the weight-streaming kernels take; larger passes multiply dequantised panels
+/// (prompt.cu).
 inline constexpr int kStreamRows = 8;
 
 /// What the card can do, read once.
 struct DeviceLimits {
   int multiprocessors = 0;
-  int shared_bytes_block = 0;           ///< most dynamic shared memory of one block
+  int shared_bytes_block = 0;  ///< most dynamic shared memory of one block
   int shared_bytes_multiprocessor = 0;
-  int capability = 0;                   ///< 90 for sm_90
-  bool dependent_launch = false;        ///< programmatic dependent launch (sm_90)
+  int capability = 0;             ///< 90 for sm_90
+  bool dependent_launch = false;  ///< programmatic dependent launch (sm_90)
 };
 
 /// Shape of attention and of one page of the cache: fp16 [layers][2: K, V][kv_heads][32][head_dim].
@@ -34,41 +36,43 @@ struct AttentionShape {
 
 /// The rows of the pass under way, filled by embed(). Arrays of the reserved number of rows.
 struct PassRows {
-  unsigned* epoch = nullptr;            ///< number of the pass, never 0
-  int* count = nullptr;                 ///< rows in use
-  int* tokens = nullptr;                ///< [rows]
-  int* positions = nullptr;             ///< [rows]
-  __half* const** tables = nullptr;     ///< [rows] page table of the row's sequence
-  __half** append = nullptr;            ///< [rows] page that takes the row's K and V
-  float2* angles = nullptr;             ///< [rows][head_dim / 2] cosine, sine
+  unsigned* epoch = nullptr;         ///< number of the pass, never 0
+  int* count = nullptr;              ///< rows in use
+  int* tokens = nullptr;             ///< [rows]
+  int* positions = nullptr;          ///< [rows]
+  __half* const** tables = nullptr;  ///< [rows] page table of the row's sequence
+  __half** append = nullptr;         ///< [rows] page that takes the row's K and V
+  float2* angles = nullptr;          ///< [rows][head_dim / 2] cosine, sine
 };
 
 /// A linear for up to kStreamRows rows (weight_stream.cuh).
 struct LinearArgs {
   StreamedWeight weight;
-  const float* input = nullptr;            ///< one token: [inputs]
-  const std::uint8_t* staged = nullptr;    ///< several tokens: records of stage_rows()
-  const float* norm = nullptr;             ///< one token: [inputs] weights of the RMSNorm in front, or null
+  const float* input = nullptr;          ///< one token: [inputs]
+  const std::uint8_t* staged = nullptr;  ///< several tokens: records of stage_rows()
+  const float* norm = nullptr;  ///< one token: [inputs] weights of the RMSNorm in front, or null
   float epsilon = 0;
-  const unsigned* epoch = nullptr;         ///< as PassRows
-  const int* rows = nullptr;               ///< tokens in use
-  unsigned stage = 0;                      ///< number of the launch in its pass, below 1024
-  float2* parts = nullptr;                 ///< [thread blocks][8 * tokens]
-  unsigned* part_flags = nullptr;          ///< [thread blocks]
-  float2* group_parts = nullptr;           ///< [groups - 1][strips][8 * tokens]
-  unsigned* group_flags = nullptr;         ///< [groups - 1][strips]
+  const unsigned* epoch = nullptr;  ///< as PassRows
+  const int* rows = nullptr;        ///< tokens in use
+  unsigned stage = 0;               ///< number of the launch in its pass, below 1024
+  float2* parts = nullptr;          ///< [thread blocks][8 * tokens]
+  unsigned* part_flags = nullptr;   ///< [thread blocks]
+  float2* group_parts = nullptr;    ///< [groups - 1][strips][8 * tokens]
+  unsigned* group_flags = nullptr;  ///< [groups - 1][strips]
   // Chosen by plan_stream():
-  int group_blocks = 0;   ///< blocks of a strip whose input is staged at a time
-  int step_blocks = 0;    ///< blocks the ring moves at a time
+  int group_blocks = 0;  ///< blocks of a strip whose input is staged at a time
+  int step_blocks = 0;   ///< blocks the ring moves at a time
   int ring_steps = 0, slots = 0, input_bytes = 0;
-  int range_units = 0, range_longer = 0, range_unit = 1;  ///< units of range_unit blocks; the first `longer` have one more
-  std::uint32_t prefetch_bytes = 0;  ///< how far the L2 cache runs ahead of the ring
+  int range_units = 0, range_longer = 0,
+      range_unit = 1;  ///< units of range_unit blocks; the first `longer` have one more
 };
 
 /// Launch shape of a streamed linear; fills the last line of the args.
 struct StreamPlan {
   int blocks = 0, shared_bytes = 0;
 };
+/// Thread blocks a streamed linear has at most.
+inline int most_stream_blocks(const DeviceLimits& limits) { return 2 * limits.multiprocessors; }
 StreamPlan plan_stream(LinearArgs& args, int tokens, const DeviceLimits& limits);
 /// Bytes of parts, group_parts and both flags that any linear of `weight`'s shape needs.
 std::size_t stream_scratch_bytes(const StreamedWeight& weight, const DeviceLimits& limits);
@@ -79,15 +83,16 @@ struct GptqSource {
   const std::uint32_t* qzeros;   ///< [groups, outputs * bits / 32]
   const void* scales;            ///< [groups, outputs]
   int bits, inputs, outputs, groups;
-  int scale_type;                ///< 0: F16, 1: BF16, 2: F32
-  bool v1;                       ///< zero points are stored minus one (reference/formats.md 1.4)
-  const int* group;              ///< [inputs] group of each input row
+  int scale_type;    ///< 0: F16, 1: BF16, 2: F32
+  bool v1;           ///< zero points are stored minus one (reference/formats.md 1.4)
+  const int* group;  ///< [inputs] group of each input row
 };
-/// How the 16 outputs of a strip are chosen, so that the pair an epilogue needs lies in rows g and g + 8.
+/// How the 16 outputs of a strip are chosen, so that the pair an epilogue needs lies in rows g and
+/// g + 8.
 enum class StripOrder : int {
-  plain,        ///< 16 consecutive outputs
-  rotary,       ///< within a head of head_dim: outputs 8s + g and head_dim / 2 + 8s + g
-  gate_up,      ///< output 8s + g of the gate and of the up projection
+  plain,    ///< 16 consecutive outputs
+  rotary,   ///< within a head of head_dim: outputs 8s + g and head_dim / 2 + 8s + g
+  gate_up,  ///< output 8s + g of the gate and of the up projection
 };
 struct StripMap {
   StripOrder order = StripOrder::plain;
@@ -95,30 +100,36 @@ struct StripMap {
   int first_strip = 0;  ///< where this part's strips start (gate_up: 0 for both parts, half 0 or 1)
   int half = 0;         ///< gate_up: 0 gate, 1 up
 };
-/// Writes all of the part's strips. 2, 3 and 4 bits become WeightKind::nibble, 8 bits byte. order: as weight.order, packed so that
-/// no run straddles two groups (packed_order.h).
-void repack_gptq(const GptqSource& source, const StripMap& map, const int* order, StreamedWeight weight,
-                 cudaStream_t stream);
-/// The same as WeightKind::single in the order of the inputs: scale * (code - zero), for parts whose orders differ.
-void repack_gptq_single(const GptqSource& source, const StripMap& map, StreamedWeight weight, cudaStream_t stream);
-/// weight: [outputs, inputs] rows [first_row, first_row + rows) of `type` 0: F16, 1: BF16, 2: F32, into WeightKind half, bfloat or
-/// single (any type). Rows that pad the last strip are not written: clear the weight first. inputs: a multiple of 4.
-void repack_dense(const void* rows_of_weight, int type, int first_row, int rows, const StripMap& map,
-                  StreamedWeight weight, cudaStream_t stream);
+/// Writes all of the part's strips. 2, 3 and 4 bits become WeightKind::nibble, 8 bits byte. order:
+/// as weight.order, packed so that no run straddles two groups (packed_order.h).
+void repack_gptq(const GptqSource& source, const StripMap& map, const int* order,
+                 StreamedWeight weight, cudaStream_t stream);
+/// The same as WeightKind::single in the order of the inputs: scale * (code - zero), for parts
+/// whose orders differ.
+void repack_gptq_single(const GptqSource& source, const StripMap& map, StreamedWeight weight,
+                        cudaStream_t stream);
+/// weight: [outputs, inputs] rows [first_row, first_row + rows) of `type` 0: F16, 1: BF16, 2: F32,
+/// into WeightKind half, bfloat or single (any type). Rows that pad the last strip are not written:
+/// clear the weight first. inputs: a multiple of 4.
+void repack_dense(const void* rows_of_weight, int type, int first_row, int rows,
+                  const StripMap& map, StreamedWeight weight, cudaStream_t stream);
 
 // embed.cu: stage 1. residual[r] = table[tokens[r]]; angles, append pages, epoch + 1.
 /// Rotary frequencies by position, as lib/checkpoint/rotary.h gives them.
 struct RotaryTable {
-  const float* frequencies = nullptr;       ///< [head_dim / 2], below switch_position
-  const float* long_frequencies = nullptr;  ///< [head_dim / 2] from there on (longrope); null: the base grows (dynamic)
+  const float* frequencies = nullptr;  ///< [head_dim / 2], below switch_position
+  const float* long_frequencies =
+      nullptr;  ///< [head_dim / 2] from there on (longrope); null: the base grows (dynamic)
   int switch_position = 0x7fffffff;
   double theta = 0, factor = 1, context = 0;  ///< dynamic
   float attention_factor = 1;
 };
-void embed(const void* table, int type, int hidden, const AttentionShape& shape, const RotaryTable& rotary,
-           const PassRows& rows, int most_rows, float* residual, const DeviceLimits& limits, cudaStream_t stream);
+void embed(const void* table, int type, int hidden, const AttentionShape& shape,
+           const RotaryTable& rotary, const PassRows& rows, int most_rows, float* residual,
+           const DeviceLimits& limits, cudaStream_t stream);
 
-// stage_rows.cu: the input of a linear for 2 to kStreamRows rows, staged once for all thread blocks.
+// stage_rows.cu: the input of a linear for 2 to kStreamRows rows, staged once for all thread
+// blocks.
 void stage_rows(const LinearArgs& args, const float* input, const int* which, std::uint8_t* staged,
                 const DeviceLimits& limits, cudaStream_t stream);
 
@@ -128,37 +139,38 @@ struct AttentionInput {
   AttentionShape shape;
   int layer;
   PassRows rows;
-  float* query;       ///< [rows][heads * head_dim]
+  float* query;  ///< [rows][heads * head_dim]
 };
-void attention_input(const LinearArgs& args, int tokens, const AttentionInput& out, const DeviceLimits& limits,
-                     cudaStream_t stream);
+void attention_input(const LinearArgs& args, int tokens, const AttentionInput& out,
+                     const DeviceLimits& limits, cudaStream_t stream);
 // attend.cu: stage 3, any number of rows up to kStreamRows.
 struct AttendScratch {
-  float* partial = nullptr;      ///< [rows][heads][chunks][head_dim + 2]
-  unsigned* arrived = nullptr;   ///< [rows][heads] zero between passes
-  int chunks = 0;                ///< most chunks a row may have
+  float* partial = nullptr;     ///< [rows][heads][chunks][head_dim + 2]
+  unsigned* arrived = nullptr;  ///< [rows][heads] zero between passes
+  int chunks = 0;               ///< most chunks a row may have
 };
 inline constexpr int kChunkTokens = 128;  ///< positions one thread block attends to
-void attend(const float* query, const AttentionShape& shape, int layer, const PassRows& rows, int most_rows,
-            const AttendScratch& scratch, float* attended, const DeviceLimits& limits, cudaStream_t stream);
+void attend(const float* query, const AttentionShape& shape, int layer, const PassRows& rows,
+            int most_rows, const AttendScratch& scratch, float* attended,
+            const DeviceLimits& limits, cudaStream_t stream);
 // attention_output.cu, mlp_output.cu: stages 4 and 6. residual[r] += y.
-void attention_output(const LinearArgs& args, int tokens, float* residual, int hidden, const DeviceLimits& limits,
-                      cudaStream_t stream);
-void mlp_output(const LinearArgs& args, int tokens, float* residual, int hidden, const DeviceLimits& limits,
-                cudaStream_t stream);
+void attention_output(const LinearArgs& args, int tokens, float* residual, int hidden,
+                      const DeviceLimits& limits, cudaStream_t stream);
+void mlp_output(const LinearArgs& args, int tokens, float* residual, int hidden,
+                const DeviceLimits& limits, cudaStream_t stream);
 // mlp_input.cu: stage 5. mlp[r] = silu(gate) * up.
 void mlp_input(const LinearArgs& args, int tokens, float* mlp, int ffn, const DeviceLimits& limits,
                cudaStream_t stream);
 // logits.cu: stage 7.
-void logits(const LinearArgs& args, int tokens, float* logits, int vocab, const DeviceLimits& limits,
-            cudaStream_t stream);
+void logits(const LinearArgs& args, int tokens, float* logits, int vocab,
+            const DeviceLimits& limits, cudaStream_t stream);
 
 // sample.cu: the next token of each row, chosen as lib/text/sampler.cc does without penalties.
 struct SampleParameters {
   float temperature;  ///< 0: greedy
   float top_p, min_p;
   int top_k;
-  int choices;                 ///< only ids below are chosen
+  int choices;                     ///< only ids below are chosen
   unsigned long long seed, draws;  ///< draws: of the seed so far; sample() counts on
 };
 /// One choice. token -1: a logit is NaN or +inf, or all are -inf.
@@ -174,29 +186,37 @@ struct SampleRing {
 };
 /// Scratch, to be cleared once.
 std::size_t sample_scratch_bytes(int vocab, int rows);
-/// logits: [rows][vocab]. Sets rows.tokens (0 where nothing can be chosen) and adds one to rows.positions: the rows of
-/// the next pass.
-void sample(const float* logits, int vocab, SampleParameters* parameters, const PassRows& rows, int most_rows,
-            void* scratch, const SampleRing& ring, const DeviceLimits& limits, cudaStream_t stream);
+/// logits: [rows][vocab]. Sets rows.tokens (0 where nothing can be chosen) and adds one to
+/// rows.positions: the rows of the next pass.
+void sample(const float* logits, int vocab, SampleParameters* parameters, const PassRows& rows,
+            int most_rows, void* scratch, const SampleRing& ring, const DeviceLimits& limits,
+            cudaStream_t stream);
 
-// prompt.cu: the same stages for many rows: fp16 activations times dequantised panels (cuBLASLt, gemm.h).
-/// Converts rows to fp16 in the packed order of `weight` (times the norm, if any), each row scaled by a power of two
-/// into fp16's range: x = factors[r] * out[r]. out: [rows][strip_blocks * 128].
-void prompt_input(const float* input, const float* norm, float epsilon, const StreamedWeight& weight, int rows,
-                  __half* out, float* factors, cudaStream_t stream);
-/// Dequantises strips [first, first + count) to fp16 [count * 16][strip_blocks * 128], rows in strip order.
-void dequantise(const StreamedWeight& weight, int first, int count, __half* panel, cudaStream_t stream);
-/// What is done with y = factors[r] * products[r] + bias for strips [first, first + count); products: fp32 [rows][count * 16].
-void prompt_attention_input(const float* products, const float* factors, const float* bias, int first, int count,
-                            int rows, const AttentionInput& out, cudaStream_t stream);
-void prompt_residual(const float* products, const float* factors, const float* bias, int first, int count, int rows,
-                     float* residual, int hidden, cudaStream_t stream);
-void prompt_mlp_input(const float* products, const float* factors, const float* bias, int first, int count, int rows,
-                      float* mlp, int ffn, cudaStream_t stream);
-void prompt_logits(const float* products, const float* factors, const float* bias, int first, int count, int rows,
-                   float* logits, int vocab, cudaStream_t stream);
-// attend_prompt.cu: causal attention for many rows on tensor cores. Rows of a sequence are neighbours; segments[i] =
-// {first row, rows, first position, 0}, and all rows of a segment share their page table.
+// prompt.cu: the same stages for many rows: fp16 activations times dequantised panels (cuBLASLt,
+// gemm.h).
+/// Converts rows to fp16 in the packed order of `weight` (times the norm, if any), each row scaled
+/// by a power of two into fp16's range: x = factors[r] * out[r]. out: [rows][strip_blocks * 128].
+void prompt_input(const float* input, const float* norm, float epsilon,
+                  const StreamedWeight& weight, int rows, __half* out, float* factors,
+                  cudaStream_t stream);
+/// Dequantises strips [first, first + count) to fp16 [count * 16][strip_blocks * 128], rows in
+/// strip order.
+void dequantise(const StreamedWeight& weight, int first, int count, __half* panel,
+                cudaStream_t stream);
+/// What is done with y = factors[r] * products[r] + bias for strips [first, first + count);
+/// products: fp32 [rows][count * 16].
+void prompt_attention_input(const float* products, const float* factors, const float* bias,
+                            int first, int count, int rows, const AttentionInput& out,
+                            cudaStream_t stream);
+void prompt_residual(const float* products, const float* factors, const float* bias, int first,
+                     int count, int rows, float* residual, int hidden, cudaStream_t stream);
+void prompt_mlp_input(const float* products, const float* factors, const float* bias, int first,
+                      int count, int rows, float* mlp, int ffn, cudaStream_t stream);
+void prompt_logits(const float* products, const float* factors, const float* bias, int first,
+                   int count, int rows, float* logits, int vocab, cudaStream_t stream);
+// attend_prompt.cu: causal attention for many rows on tensor cores. Rows of a sequence are
+// neighbours; segments[i] = {first row, rows, first position, 0}, and all rows of a segment share
+// their page table.
 void attend_prompt(const float* query, const AttentionShape& shape, int layer, const PassRows& rows,
                    const int4* segments, int segment_count, int most_segment_rows, float* attended,
                    const DeviceLimits& limits, cudaStream_t stream);

@@ -1,5 +1,6 @@
-// Stage 5 for few rows: RMSNorm, the fused gate|up product (weight_stream.cuh), and in its epilogue SwiGLU. A strip holds 8
-// outputs of the gate in rows g and the same of the up projection in rows g + 8.
+// Stage 5 for few rows: RMSNorm, the fused gate|up product (weight_stream.cuh), and in its epilogue
+// SwiGLU. A strip holds 8 outputs of the gate in rows g and the same of the up projection in rows g
+// + 8.
 
 #include "weight_stream.cuh"
 

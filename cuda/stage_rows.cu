@@ -1,7 +1,8 @@
-// The input of a linear for several rows, staged once for all thread blocks of the kernel that follows: RMSNorm, the packed
-// order, and the fragments of layout.h. With one row every thread block does this for itself (weight_stream.cuh), since a
-// kernel boundary would cost more; with eight it would read eight rows 132 times.
-// Bound by latency. One thread block takes a slice of one row's blocks; each adds up all squares of the row.
+// The input of a linear for several rows, staged once for all thread blocks of the kernel that
+// follows: RMSNorm, the packed order, and the fragments of layout.h. With one row every thread
+// block does this for itself (weight_stream.cuh), since a kernel boundary would cost more; with
+// eight it would read eight rows 132 times. Bound by latency. One thread block takes a slice of one
+// row's blocks; each adds up all squares of the row.
 
 #include "weight_stream.cuh"
 
@@ -18,7 +19,8 @@ __global__ void __launch_bounds__(kConsumers)
   launch_dependents();
   wait_for_predecessors();
   const bool used = token < *args.rows;
-  const float* x = input + std::size_t(used ? (which != nullptr ? which[token] : token) : 0) * args.weight.inputs;
+  const float* x = input + std::size_t(used ? (which != nullptr ? which[token] : token) : 0) *
+                               args.weight.inputs;
 
   float factor = used ? 1.0f : 0.0f;  // rows that are not used are staged as zeros
   if (args.norm != nullptr && used) {
@@ -37,9 +39,11 @@ __global__ void __launch_bounds__(kConsumers)
   float unused = 0;
   const int first = blockIdx.x * kConsumerWarps + warp, stride = kSlices * kConsumerWarps;
   if (is_simple(args.weight)) {
-    stage_blocks<kKind, kStreamRows, true>(args, x, token, first, stride, staged, lane, factor, unused);
+    stage_blocks<kKind, kStreamRows, true>(args, x, token, first, stride, staged, lane, factor,
+                                           unused);
   } else {
-    stage_blocks<kKind, kStreamRows, false>(args, x, token, first, stride, staged, lane, factor, unused);
+    stage_blocks<kKind, kStreamRows, false>(args, x, token, first, stride, staged, lane, factor,
+                                            unused);
   }
 }
 
@@ -48,15 +52,20 @@ __global__ void __launch_bounds__(kConsumers)
 void stage_rows(const LinearArgs& args, const float* input, const int* which, std::uint8_t* staged,
                 const DeviceLimits& limits, cudaStream_t stream) {
   const auto launch = [&]<WeightKind kKind>() {
-    launch_kernel(stage_rows_kernel<kKind>, dim3(kSlices, kStreamRows), kConsumers, 0, limits, stream, args, input,
-                  which, staged);
+    launch_kernel(stage_rows_kernel<kKind>, dim3(kSlices, kStreamRows), kConsumers, 0, limits,
+                  stream, args, input, which, staged);
   };
   switch (args.weight.kind) {
-    case WeightKind::nibble: return launch.template operator()<WeightKind::nibble>();
-    case WeightKind::byte: return launch.template operator()<WeightKind::byte>();
-    case WeightKind::half: return launch.template operator()<WeightKind::half>();
-    case WeightKind::bfloat: return launch.template operator()<WeightKind::bfloat>();
-    case WeightKind::single: return launch.template operator()<WeightKind::single>();
+    case WeightKind::nibble:
+      return launch.template operator()<WeightKind::nibble>();
+    case WeightKind::byte:
+      return launch.template operator()<WeightKind::byte>();
+    case WeightKind::half:
+      return launch.template operator()<WeightKind::half>();
+    case WeightKind::bfloat:
+      return launch.template operator()<WeightKind::bfloat>();
+    case WeightKind::single:
+      return launch.template operator()<WeightKind::single>();
   }
 }
 

@@ -1,16 +1,19 @@
 #pragma once
 
-// The kernel behind stages 2, 4, 5, 6 and 7 for few rows: y = W x for 1 or up to 8 tokens, bound by reading W once.
+// The kernel behind stages 2, 4, 5, 6 and 7 for few rows: y = W x for 1 or up to 8 tokens, bound by
+// reading W once.
 //
-// Work is the sequence of all blocks of W (layout.h), cut into one contiguous range a thread block, so that every
-// multiprocessor has the same number of bytes however few outputs there are. A producer warp copies the range through a ring in
-// shared memory, and starts before the kernels in front are done, since weights are constant: while they finish
-// and this kernel's input is staged, its first blocks arrive (programmatic dependent launch). Eight consumer warps
-// multiply, a block each, with integer tensor core instructions on the packed codes.
+// Work is the sequence of all blocks of W (layout.h), cut into one contiguous range a thread block,
+// so that every multiprocessor has the same number of bytes however few outputs there are. A
+// producer warp copies the range through a ring in shared memory, and starts before the kernels in
+// front are done, since weights are constant: while they finish and this kernel's input is staged,
+// its first blocks arrive (programmatic dependent launch). Eight consumer warps multiply, a block
+// each, with integer tensor core instructions on the packed codes.
 //
-// A strip of 16 outputs whose blocks lie in two or more ranges is finished by the thread block that has its beginning: it
-// works on it last, and the others on their part first, so what it waits for was written long ago. Parts are added in a
-// fixed order: no atomics on values, the same bits every time.
+// A strip of 16 outputs whose blocks lie in two or more ranges is finished by the thread block that
+// has its beginning: it works on it last, and the others on their part first, so what it waits for
+// was written long ago. Parts are added in a fixed order: no atomics on values, the same bits every
+// time.
 
 #include "device.cuh"
 #include "kernels.h"
@@ -23,7 +26,8 @@ inline constexpr int kConsumerWarps = 8;
 inline constexpr int kConsumers = kConsumerWarps * kWarp;
 inline constexpr int kStreamThreads = kConsumers + kWarp;
 
-/// A thread block's part of one strip (or, if inputs are taken in several groups, of a strip's blocks in one group).
+/// A thread block's part of one strip (or, if inputs are taken in several groups, of a strip's
+/// blocks in one group).
 struct StripPart {
   int group = 0, strip = 0;
   int first = 0, last = 0;              ///< blocks [first, last) of the strip
@@ -38,7 +42,8 @@ struct StripParts {
   StripPart part;
   int remaining;
 
-  __device__ StripParts(const LinearArgs& args_in, int begin, int end) : args(args_in), remaining(end - begin) {
+  __device__ StripParts(const LinearArgs& args_in, int begin, int end)
+      : args(args_in), remaining(end - begin) {
     const int full = args.group_blocks * args.weight.strips;
     part.group = min(begin / full, (args.weight.strip_blocks - 1) / args.group_blocks);
     enter_group();
@@ -70,15 +75,10 @@ struct StripParts {
   }
 };
 
-/// First block of a thread block's range: all ranges have the same number of blocks, give or take one unit.
+/// First block of a thread block's range: all ranges have the same number of blocks, give or take
+/// one unit.
 __device__ inline int range_begin(const LinearArgs& args, int thread_block) {
   return (args.range_units * thread_block + min(args.range_longer, thread_block)) * args.range_unit;
-}
-
-/// Prefetches weights, as far as there are any.
-__device__ inline void prefetch(const std::uint8_t* from, const StreamedWeight& weight, std::uint32_t bytes) {
-  const std::uint8_t* end = weight.blocks + weight.bytes();
-  if (from < end && bytes > 0) prefetch_l2(from, std::uint32_t(min(std::size_t(bytes), std::size_t(end - from))));
 }
 
 /// The published files: inputs in their own order, one run a block, fp16 scales.
@@ -87,9 +87,9 @@ __device__ inline bool is_simple(const StreamedWeight& weight) {
          weight.inputs == weight.strip_blocks * kBlockInputs;
 }
 
-/// One block of weights times the staged tokens, added to `sums`: [set of tokens][row g, row g + 8] in lane (g, t) for token
-/// 4 * set + t (one token: only t = 0).
-/// kSimple: one run a block and fp16 scales, as the published files have; else both are looked up.
+/// One block of weights times the staged tokens, added to `sums`: [set of tokens][row g, row g + 8]
+/// in lane (g, t) for token 4 * set + t (one token: only t = 0). kSimple: one run a block and fp16
+/// scales, as the published files have; else both are looked up.
 template <WeightKind kKind, int kTokens, bool kSimple>
 __device__ inline void multiply_block(const std::uint8_t* block, const std::uint8_t* record,
                                       const StreamedWeight& weight, int lane,
@@ -107,7 +107,8 @@ __device__ inline void multiply_block(const std::uint8_t* block, const std::uint
   const auto fragment = [&](int set, int quad) {
     constexpr int kQuads = kCodes ? 2 : 4;
     uint4 words = {0, 0, 0, 0};
-    if (kColumns == 8 || g < kColumns) words = fragments[((set * kQuads + quad) * kColumns + g) * 4 + t];
+    if (kColumns == 8 || g < kColumns)
+      words = fragments[((set * kQuads + quad) * kColumns + g) * 4 + t];
     return words;
   };
 
@@ -123,7 +124,8 @@ __device__ inline void multiply_block(const std::uint8_t* block, const std::uint
       std::uint32_t a[4];
       if constexpr (kKind == WeightKind::nibble) {
         // Half of a 16-byte piece: blocks of nibbles are only aligned to 8 bytes.
-        const uint2 rows = reinterpret_cast<const uint2*>(block)[((m / 2) * kWarp + lane) * 2 + m % 2];
+        const uint2 rows =
+            reinterpret_cast<const uint2*>(block)[((m / 2) * kWarp + lane) * 2 + m % 2];
         a[0] = rows.x & 0x0f0f0f0fu;
         a[1] = rows.y & 0x0f0f0f0fu;
         a[2] = (rows.x >> 4) & 0x0f0f0f0fu;
@@ -167,7 +169,8 @@ __device__ inline void multiply_block(const std::uint8_t* block, const std::uint
       }
     }
   } else if constexpr (kKind == WeightKind::single) {
-    // fp32 files: lane (g, t) multiplies a quarter of the inputs of rows g and g + 8, then the quad adds up.
+    // fp32 files: lane (g, t) multiplies a quarter of the inputs of rows g and g + 8, then the quad
+    // adds up.
     const auto* rows = reinterpret_cast<const float4*>(block);
     const auto* x = reinterpret_cast<const float4*>(record);
 #pragma unroll
@@ -194,7 +197,8 @@ __device__ inline void multiply_block(const std::uint8_t* block, const std::uint
 #pragma unroll
       for (int set = 0; set < kSets; ++set) {
         const uint4 words = fragment(set, m / 2);
-        const std::uint32_t b0 = m % 2 == 0 ? words.x : words.z, b1 = m % 2 == 0 ? words.y : words.w;
+        const std::uint32_t b0 = m % 2 == 0 ? words.x : words.z,
+                            b1 = m % 2 == 0 ? words.y : words.w;
         if constexpr (kKind == WeightKind::half) {
           mma_half(products[set], a, b0, b1);
         } else {
@@ -211,29 +215,33 @@ __device__ inline void multiply_block(const std::uint8_t* block, const std::uint
   }
 }
 
-/// Splits `value` (scaled into range) and stores it as the two planes of one token's column. Position p = 4 * lane of the block;
-/// `column` points at the token's high column in the record.
+/// Splits `value` (scaled into range) and stores it as the two planes of one token's column.
+/// Position p = 4 * lane of the block; `column` points at the token's high column in the record.
 template <WeightKind kKind, int kColumns>
-__device__ inline void store_planes(std::uint8_t* fragments, int token_column, int lane, const float (&value)[4],
-                                    float inverse, int& sum) {
+__device__ inline void store_planes(std::uint8_t* fragments, int token_column, int lane,
+                                    const float (&value)[4], float inverse, int& sum) {
   auto* words = reinterpret_cast<std::uint32_t*>(fragments);
-  const auto at = [&](int column, int word, int t) {  // word: index among an element's instruction words
+  const auto at = [&](int column, int word,
+                      int t) {  // word: index among an element's instruction words
     return (((word / 4) * kColumns + column) * 4 + t) * 4 + word % 4;
   };
   if constexpr (kKind == WeightKind::nibble || kKind == WeightKind::byte) {
-    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits; 128 more puts the high byte in byte 1
-    // and the low byte, off by 128, in byte 0.
+    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits; 128 more puts
+    // the high byte in byte 1 and the low byte, off by 128, in byte 0.
     std::uint32_t v[4];
     for (int b = 0; b < 4; ++b) v[b] = __float_as_uint(fmaf(value[b], inverse, 12583040.0f));
-    const std::uint32_t high = __byte_perm(__byte_perm(v[0], v[1], 0x0051), __byte_perm(v[2], v[3], 0x0051), 0x5410);
+    const std::uint32_t high =
+        __byte_perm(__byte_perm(v[0], v[1], 0x0051), __byte_perm(v[2], v[3], 0x0051), 0x5410);
     const std::uint32_t low =
-        __byte_perm(__byte_perm(v[0], v[1], 0x0040), __byte_perm(v[2], v[3], 0x0040), 0x5410) ^ 0x80808080u;
+        __byte_perm(__byte_perm(v[0], v[1], 0x0040), __byte_perm(v[2], v[3], 0x0040), 0x5410) ^
+        0x80808080u;
     sum = int(v[0] + v[1] + v[2] + v[3] - 4 * 0x4b400080u);
     const int word = (lane / 8) * 2 + (lane % 8) / 4;
     words[at(token_column, word, lane % 4)] = high;
     words[at(token_column + 1, word, lane % 4)] = low;
   } else if constexpr (kKind == WeightKind::single) {
-    reinterpret_cast<float4*>(fragments)[(token_column / 2) * 32 + lane] = {value[0], value[1], value[2], value[3]};
+    reinterpret_cast<float4*>(fragments)[(token_column / 2) * 32 + lane] = {value[0], value[1],
+                                                                            value[2], value[3]};
   } else {
     for (int pair = 0; pair < 2; ++pair) {
       const float x = value[2 * pair] * inverse, y = value[2 * pair + 1] * inverse;
@@ -259,10 +267,12 @@ __device__ inline void store_planes(std::uint8_t* fragments, int token_column, i
   }
 }
 
-/// Largest magnitude of staged 16-bit integers; as on the CPU. Two signed bytes hold it: (32512 + 128) / 256 = 127.5.
+/// Largest magnitude of staged 16-bit integers; as on the CPU. Two signed bytes hold it: (32512 +
+/// 128) / 256 = 127.5.
 inline constexpr float kIntegerRange = 32512.0f;
 
-/// The factor that brings values of magnitude up to `largest` into the range of the planes, and its inverse.
+/// The factor that brings values of magnitude up to `largest` into the range of the planes, and its
+/// inverse.
 template <WeightKind kKind>
 __device__ inline void plane_scale(float largest, float& inverse, float& scale) {
   if constexpr (kKind == WeightKind::single) {
@@ -272,7 +282,8 @@ __device__ inline void plane_scale(float largest, float& inverse, float& scale) 
   } else if constexpr (kKind == WeightKind::nibble || kKind == WeightKind::byte) {
     inverse = __fdividef(kIntegerRange, largest);
     scale = largest * (1 / kIntegerRange);
-  } else {  // a power of two: largest lands in [512, 1024), where the low half keeps 24 bits below it
+  } else {  // a power of two: largest lands in [512, 1024), where the low half keeps 24 bits below
+            // it
     int exponent;
     frexpf(largest, &exponent);
     inverse = ldexpf(1.0f, 10 - exponent);
@@ -292,12 +303,14 @@ __device__ inline int run_sum(int value, int run_shift) {
   return kSimple ? __reduce_add_sync(~0u, value) : warp_sum(value, kWarp >> run_shift);
 }
 
-/// Stages every `stride`th block from `first` of one token's input x (times the norm's weights, if any). Called by one warp; adds
-/// the squares of x to `squares`. Loads of several blocks are under way together: this is what a kernel does between
-/// the end of the one before and its first product. kSimple: inputs in their own order, one run a block.
+/// Stages every `stride`th block from `first` of one token's input x (times the norm's weights, if
+/// any). Called by one warp; adds the squares of x to `squares`. Loads of several blocks are under
+/// way together: this is what a kernel does between the end of the one before and its first
+/// product. kSimple: inputs in their own order, one run a block.
 template <WeightKind kKind, int kTokens, bool kSimple>
-__device__ inline void stage_blocks(const LinearArgs& args, const float* x, int token, int first, int stride,
-                                    std::uint8_t* records, int lane, float factor, float& squares) {
+__device__ inline void stage_blocks(const LinearArgs& args, const float* x, int token, int first,
+                                    int stride, std::uint8_t* records, int lane, float factor,
+                                    float& squares) {
   constexpr bool kCodes = kKind == WeightKind::nibble || kKind == WeightKind::byte;
   constexpr int kColumns = kTokens == 1 ? 2 : 8;
   constexpr int kBatch = kSimple ? 5 : 2;
@@ -346,7 +359,7 @@ __device__ inline void stage_blocks(const LinearArgs& args, const float* x, int 
       v[3] *= norm[i].w;
       float largest = 0;
       for (const float element : v) largest = fmaxf(largest, fabsf(element));
-      largest = run_max<kSimple || !kCodes>(largest, run_shift);
+      largest = run_max < kSimple || !kCodes > (largest, run_shift);
       float inverse, scale;
       plane_scale<kKind>(largest, inverse, scale);
       if constexpr (kKind == WeightKind::single)
@@ -356,15 +369,17 @@ __device__ inline void stage_blocks(const LinearArgs& args, const float* x, int 
       store_planes<kKind, kColumns>(fragments + record, column, lane, v, inverse, sum);
       if constexpr (kCodes) sum = run_sum<kSimple>(sum, run_shift);
       if ((lane & ((kWarp >> run_shift) - 1)) == 0) {
-        auto* run_scales = reinterpret_cast<RunScale*>(records + record + record_fragment_bytes<kTokens>(kCodes));
+        auto* run_scales =
+            reinterpret_cast<RunScale*>(records + record + record_fragment_bytes<kTokens>(kCodes));
         run_scales[((lane << run_shift) / kWarp) * kTokens + token] = {scale * factor, sum};
       }
     }
   }
 }
 
-/// Adds up one strip's sums of the warps, of the thread blocks that have its other parts, and of the groups, and hands the
-/// outputs to the epilogue: pairs of rows (g, g + 8) of one token. Called by one warp.
+/// Adds up one strip's sums of the warps, of the thread blocks that have its other parts, and of
+/// the groups, and hands the outputs to the epilogue: pairs of rows (g, g + 8) of one token. Called
+/// by one warp.
 template <int kTokens, typename Epilogue>
 __device__ void finish_strip(const LinearArgs& args, const Epilogue& epilogue, const float* sum_of,
                              const StripPart& part, unsigned epoch, float row_factor, int lane) {
@@ -404,8 +419,10 @@ __device__ void finish_strip(const LinearArgs& args, const Epilogue& epilogue, c
   }
   const int strips = args.weight.strips;
   if (!part.has_end()) {
-    const int last = part.group * args.group_blocks * strips + (part.strip + 1) * (part.group_last - part.group_first);
-    for (int other = int(blockIdx.x) + 1; other < int(gridDim.x) && range_begin(args, other) < last; ++other)
+    const int last = part.group * args.group_blocks * strips +
+                     (part.strip + 1) * (part.group_last - part.group_first);
+    for (int other = int(blockIdx.x) + 1; other < int(gridDim.x) && range_begin(args, other) < last;
+         ++other)
       collect(args.parts + std::size_t(other) * kPairs, args.part_flags + other);
   }
   const int groups = (args.weight.strip_blocks + args.group_blocks - 1) / args.group_blocks;
@@ -432,14 +449,14 @@ __device__ void finish_strip(const LinearArgs& args, const Epilogue& epilogue, c
 
 /// Shared memory of a thread block, in this order.
 struct StreamShared {
-  std::uint8_t* ring;          ///< [ring_steps][step_blocks * block_bytes]
-  std::uint8_t* input;         ///< records of the staged input
-  float* slots;                ///< [slots][kConsumerWarps][16][kTokens] sums of a strip, by warp
-  Barrier* full;               ///< [ring_steps]
-  Barrier* empty;              ///< [ring_steps]
-  Barrier* staged;             ///< the input of a group has arrived (several tokens)
-  unsigned* arrived;           ///< [slots] warps done with a strip
-  float* squares;              ///< [kConsumerWarps]
+  std::uint8_t* ring;   ///< [ring_steps][step_blocks * block_bytes]
+  std::uint8_t* input;  ///< records of the staged input
+  float* slots;         ///< [slots][kConsumerWarps][16][kTokens] sums of a strip, by warp
+  Barrier* full;        ///< [ring_steps]
+  Barrier* empty;       ///< [ring_steps]
+  Barrier* staged;      ///< the input of a group has arrived (several tokens)
+  unsigned* arrived;    ///< [slots] warps done with a strip
+  float* squares;       ///< [kConsumerWarps]
 
   __device__ StreamShared(std::uint8_t* memory, const LinearArgs& args, int tokens) {
     ring = memory;
@@ -481,20 +498,16 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
   int step = 0;
 
   if (warp == kConsumerWarps) {
-    // The producer: weights are constant, so the ring fills, and behind it the L2 cache, before the kernels in front are done.
-    int parity = 1, ahead = 0;
+    // The producer: weights are constant, so the ring fills before the kernels in front are done.
+    int parity = 1;
     while (parts.next()) {
       const std::size_t strip = std::size_t(parts.part.strip) * args.weight.strip_blocks;
       for (int block = parts.part.first; block < parts.part.last; block += step_blocks) {
         const int count = min(step_blocks, parts.part.last - block);
         const std::uint8_t* from = args.weight.blocks + (strip + block) * block_bytes;
-        // The range is contiguous unless inputs come in groups, so what lies behind is what comes next.
-        if (ahead == args.ring_steps - 1 && lane == 0) prefetch(from + step_bytes, args.weight, args.prefetch_bytes);
-        if (ahead >= args.ring_steps && lane == 0)
-          prefetch(from + args.prefetch_bytes, args.weight, std::uint32_t(count * block_bytes));
-        ++ahead;
         shared.empty[step].wait(parity);
-        copy_async(shared.ring + step * step_bytes, from, std::uint32_t(count * block_bytes), shared.full[step], lane);
+        copy_async(shared.ring + step * step_bytes, from, std::uint32_t(count * block_bytes),
+                   shared.full[step], lane);
         if (++step == args.ring_steps) {
           step = 0;
           parity ^= 1;
@@ -511,9 +524,11 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
   if constexpr (kTokens == 1) {
     float squares = 0;
     if (simple) {
-      stage_blocks<kKind, 1, true>(args, args.input, 0, warp, kConsumerWarps, shared.input, lane, 1.0f, squares);
+      stage_blocks<kKind, 1, true>(args, args.input, 0, warp, kConsumerWarps, shared.input, lane,
+                                   1.0f, squares);
     } else {
-      stage_blocks<kKind, 1, false>(args, args.input, 0, warp, kConsumerWarps, shared.input, lane, 1.0f, squares);
+      stage_blocks<kKind, 1, false>(args, args.input, 0, warp, kConsumerWarps, shared.input, lane,
+                                    1.0f, squares);
     }
     if (args.norm != nullptr) {
       squares = warp_sum(squares);
@@ -531,13 +546,15 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
   while (parts.next()) {
     const StripPart& part = parts.part;
     if constexpr (kTokens > 1) {
-      if (part.group != staged_group) {  // at most a few times: the input of the next group of blocks
+      if (part.group !=
+          staged_group) {  // at most a few times: the input of the next group of blocks
         sync_threads(1, kConsumers);
         staged_group = part.group;
         if (warp == 0) {
           fence_copies_after_writes();
           copy_async(shared.input, args.staged + std::size_t(part.group_first) * kRecord,
-                     std::uint32_t((part.group_last - part.group_first) * kRecord), *shared.staged, lane);
+                     std::uint32_t((part.group_last - part.group_first) * kRecord), *shared.staged,
+                     lane);
         }
         shared.staged->wait(staged_parity);
         staged_parity ^= 1;
@@ -551,8 +568,8 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
       const int count = min(step_blocks, part.last - block);
       const auto multiply = [&]<bool kSimple>() {
         for (int mine = warp; mine < count; mine += kConsumerWarps)
-          multiply_block<kKind, kTokens, kSimple>(blocks + mine * block_bytes, records + mine * kRecord, args.weight,
-                                                  lane, sums);
+          multiply_block<kKind, kTokens, kSimple>(
+              blocks + mine * block_bytes, records + mine * kRecord, args.weight, lane, sums);
       };
       if (simple) {
         multiply.template operator()<true>();
@@ -574,7 +591,8 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int row = lane / 4 + 8 * r, token = set * 4 + lane % 4;
-        if (kTokens > 1 || lane % 4 == 0) sum_of[(warp * kStripOutputs + row) * kTokens + token] = sums[set][r];
+        if (kTokens > 1 || lane % 4 == 0)
+          sum_of[(warp * kStripOutputs + row) * kTokens + token] = sums[set][r];
       }
     __syncwarp();
     unsigned before = 0;
@@ -590,12 +608,12 @@ __global__ void __launch_bounds__(kStreamThreads, kTokens == 1 ? 2 : 1)
 
 /// Launches the kernel for the weight's kind, for one token or up to kStreamRows.
 template <typename Epilogue>
-void launch_linear(LinearArgs args, int tokens, const Epilogue& epilogue, const DeviceLimits& limits,
-                   cudaStream_t stream) {
+void launch_linear(LinearArgs args, int tokens, const Epilogue& epilogue,
+                   const DeviceLimits& limits, cudaStream_t stream) {
   const StreamPlan plan = plan_stream(args, tokens, limits);
   const auto launch = [&]<WeightKind kKind, int kTokens>() {
-    launch_kernel(linear_kernel<kKind, kTokens, Epilogue>, plan.blocks, kStreamThreads, plan.shared_bytes, limits,
-                  stream, args, epilogue);
+    launch_kernel(linear_kernel<kKind, kTokens, Epilogue>, plan.blocks, kStreamThreads,
+                  plan.shared_bytes, limits, stream, args, epilogue);
   };
   const auto of_kind = [&]<WeightKind kKind>() {
     if (tokens == 1) {
@@ -605,11 +623,16 @@ void launch_linear(LinearArgs args, int tokens, const Epilogue& epilogue, const 
     }
   };
   switch (args.weight.kind) {
-    case WeightKind::nibble: return of_kind.template operator()<WeightKind::nibble>();
-    case WeightKind::byte: return of_kind.template operator()<WeightKind::byte>();
-    case WeightKind::half: return of_kind.template operator()<WeightKind::half>();
-    case WeightKind::bfloat: return of_kind.template operator()<WeightKind::bfloat>();
-    case WeightKind::single: return of_kind.template operator()<WeightKind::single>();
+    case WeightKind::nibble:
+      return of_kind.template operator()<WeightKind::nibble>();
+    case WeightKind::byte:
+      return of_kind.template operator()<WeightKind::byte>();
+    case WeightKind::half:
+      return of_kind.template operator()<WeightKind::half>();
+    case WeightKind::bfloat:
+      return of_kind.template operator()<WeightKind::bfloat>();
+    case WeightKind::single:
+      return of_kind.template operator()<WeightKind::single>();
   }
 }
 

@@ -30,6 +30,7 @@ struct LoadedCheckpoint {
     write_synthetic(folder.path(), options);
     checkpoint = Checkpoint::open(folder.path());
     checkpoint.settle({});
+    backend.reserve(checkpoint.config, rows);
     table = backend.load_table(checkpoint.embedding);
     for (const LayerTensors& tensors : checkpoint.layers) {
       LayerWeights layer;
@@ -45,7 +46,7 @@ struct LoadedCheckpoint {
     }
     norm = backend.load_norm(checkpoint.norm);
     head = backend.load_linear({&checkpoint.head, 1});
-    backend.reserve(checkpoint.config, rows);
+    backend.loaded();
   }
   const LlamaConfig& config() const { return checkpoint.config; }
 

@@ -80,14 +80,17 @@ class Backend {
 
   virtual std::uint64_t free_bytes() const = 0;  ///< what could be allocated now where weights lie
 
+  /// First of all: scratch for passes of up to `rows` rows of such a model.
+  virtual void reserve(const LlamaConfig& config, int rows) = 0;
+
   // Loading. Each call allocates and fills one weight; throws out_of_memory with bytes wanted and
   // free.
   virtual Weight load_linear(
       std::span<const Linear> parts) = 0;  ///< parts share their input; outputs follow each other
   virtual Weight load_norm(const StoredTensor& norm) = 0;
   virtual Weight load_table(const StoredTensor& table) = 0;  ///< the embedding table
-  virtual void reserve(const LlamaConfig& config,
-                       int rows) = 0;  ///< scratch for passes of up to `rows` rows
+  virtual void loaded() {}  ///< all weights are here: what only loading needs may go
+  /// No pass is under way.
   virtual std::unique_ptr<KvPages> make_pages(const LlamaConfig& config, int tokens) = 0;
 
   // The seven stages.

@@ -238,8 +238,9 @@ Model Model::load(const std::filesystem::path& path, const ModelOptions& options
     log_report(options, found);
 
     check_room(*loaded->backend, checkpoint, options.rows);
-    loaded->weights = load_weights(*loaded->backend, checkpoint, loading);
     loaded->backend->reserve(checkpoint.config, options.rows);
+    loaded->weights = load_weights(*loaded->backend, checkpoint, loading);
+    loaded->backend->loaded();
     const auto rows = std::size_t(options.rows);
     loaded->pass.tokens.resize(rows);
     loaded->pass.positions.resize(rows);

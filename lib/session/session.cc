@@ -163,7 +163,10 @@ Session::Session(Model model, const SessionOptions& options) {
   try {
     state_ =
         std::make_shared<SessionState>(SessionState(std::move(model), loaded, options.context));
-    state_->pages = loaded.backend->make_pages(loaded.config, options.context);
+    {
+      const std::lock_guard lock(loaded.pass.mutex);
+      state_->pages = loaded.backend->make_pages(loaded.config, options.context);
+    }
     state_->tokens.reserve(std::size_t(options.context));
     state_->logits.resize(vocab);
     state_->next_logits.resize(vocab);
