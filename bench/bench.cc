@@ -94,11 +94,8 @@ int main(int argc, char** argv) {
   return support::run_main(app, argc, argv, [&] {
     const Model model = support::load_model(app, arguments, [] { return false; });
     const ModelInfo& info = model.info();
-    int threads = arguments.threads;
-    if (const auto at = info.device.find(" thread"); threads == 0 && at != std::string::npos)
-      threads = std::stoi(info.device.substr(info.device.rfind(' ', at - 1) + 1));
-    const auto ceiling = [&] {
-      return threads > 0 ? support::measure_read_bandwidth(threads) : 0.0;
+    const auto ceiling = [&] {  // a GPU's memory is not measured
+      return info.threads > 0 ? support::measure_read_bandwidth(info.threads) : 0.0;
     };
 
     nlohmann::json rows = nlohmann::json::array();
@@ -117,16 +114,20 @@ int main(int argc, char** argv) {
                       {"tokens_per_second", sessions / seconds},
                       {"bytes_per_second", bytes / seconds}});
       report();
+      return sessions / seconds;
     };
     const auto prompt = [&](int length) {
-      rows.push_back({{"what", fmt::format("prompt of {}", length)},
-                      {"tokens_per_second", length / prompt_seconds(model, length, 3)}});
+      const double speed = length / prompt_seconds(model, length, 3);
+      rows.push_back({{"what", fmt::format("prompt of {}", length)}, {"tokens_per_second", speed}});
       report();
+      return speed;
     };
-    decode(1, 1);
+    const double decoding = decode(1, 1);
     decode(1, depth);
     decode(8, 128);
-    for (const int length : {16, 128, 512}) prompt(length);
+    prompt(16);
+    const double reading = prompt(128);
+    prompt(512);
     bandwidth = std::max(bandwidth, ceiling());
     report();
     progress.clear();
@@ -146,6 +147,8 @@ int main(int argc, char** argv) {
       }
       fmt::print("\n");
     }
+    fmt::print("a prompt of 128 runs at {:.1f} x the per-token speed of decoding\n",
+               reading / decoding);
     if (json)
       fmt::print(
           "{}\n",

@@ -225,7 +225,16 @@ std::string prompt_text(const Arguments& arguments) {
   return text;
 }
 
+/// What the library would refuse once the model is loaded is a wrong command line now.
+void check(const Arguments& arguments) try {
+  Sampler{arguments.sampler};
+  ChatTemplate::named(arguments.template_name);
+} catch (const Error& error) {
+  throw CLI::ValidationError(error.what());
+}
+
 int run(const CLI::App& app, const Arguments& arguments) {
+  check(arguments);
   std::optional<std::string> prompt;
   if (arguments.prompt) prompt = prompt_text(arguments);
   Console console;
@@ -268,7 +277,7 @@ void add_options(CLI::App& app, Arguments& arguments) {
       ->capture_default_str();
   app.add_option("--top-p", arguments.sampler.top_p,
                  "Choose among the fewest tokens of that probability; 1 = all")
-      ->check(in_range(0, 1))
+      ->check(support::positive(1))
       ->capture_default_str();
   app.add_option("--min-p", arguments.sampler.min_p,
                  "Choose among those at least that times as likely as the likeliest; 0 = all")
@@ -276,7 +285,7 @@ void add_options(CLI::App& app, Arguments& arguments) {
       ->capture_default_str();
   app.add_option("--repetition-penalty", arguments.sampler.repetition_penalty,
                  "Makes tokens that were there less likely; 1 = off")
-      ->check(in_range(0))
+      ->check(support::positive())
       ->capture_default_str();
   app.add_option("--seed", arguments.sampler.seed, "Same seed, same text")
       ->check(in_range(0))

@@ -175,6 +175,21 @@ TEST_CASE("a g_idx of zeros with several groups is a dummy and said to be one") 
   const Checkpoint checkpoint = open_settled(Published(options).path());
   CHECK(weights_of(checkpoint) == plain_weights());
   CHECK(has_line(checkpoint.report.warnings, {"all zero", "dummy"}));
+  CHECK_FALSE(has_line(checkpoint.report.warnings, {"gibberish"}));
+}
+
+TEST_CASE("a file said to be in act-order whose g_idx is a dummy is warned of once settled") {
+  Options options;
+  options.group_index = Options::GroupIndex::zeros;
+  options.settings = Options::Settings::none;
+  options.weight_file = "Guanaco-33B-GPTQ-4bit.act-order.safetensors";
+  const Published published(options);
+  CHECK_FALSE(has_line(Checkpoint::open(published.path()).report.warnings, {"gibberish"}));
+  CHECK(has_line(open_settled(published.path()).report.warnings, {"act-order", "gibberish"}));
+
+  const Published declared({.group_index = Options::GroupIndex::zeros});
+  declared.merge("quantize_config.json", R"({"desc_act": true})");
+  CHECK(has_line(open_settled(declared.path()).report.warnings, {"act-order", "gibberish"}));
 }
 
 TEST_CASE("a file said to be in act-order without g_idx is opened with a loud warning") {
@@ -279,6 +294,7 @@ TEST_CASE("a tied checkpoint that stores the output layer too ignores it") {
   const Checkpoint checkpoint = open_settled(Published(options).path());
   CHECK(weights_of(checkpoint.head) == checkpoint.embedding.read_floats());
   CHECK(has_line(checkpoint.report.ignored, {"lm_head.weight"}));
+  CHECK(has_line(checkpoint.report.warnings, {"tie_word_embeddings", "lm_head", "ignored"}));
 }
 
 TEST_CASE("an added token makes more rows than config.json says") {
@@ -329,6 +345,14 @@ TEST_CASE("tensors nobody needs are listed and counted") {
   std::uint64_t bytes = 0;
   for (const auto& [name, tensor] : file.tensors) bytes += tensor.bytes.size();
   CHECK(checkpoint.file_bytes == bytes);
+}
+
+TEST_CASE("a tensor name with control characters is listed as printable text") {
+  const Published published;
+  published.edit(
+      [](TensorFile& file) { file.replace("odd\x1b[2J\nname\xc2\x9b", DType::i64, {}); });
+  CHECK(Checkpoint::open(published.path()).report.ignored ==
+        std::vector<std::string>({"odd\\x1b[2J\\x0aname\\xc2\\x9b"}));
 }
 
 TEST_CASE("modules may differ where the settings are dynamic and the head may be quantised") {

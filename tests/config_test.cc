@@ -71,8 +71,11 @@ TEST_CASE("the quirks of early and late conversions are understood") {
   CHECK(has_line(report.warnings, {"bos_token_id 0", "tokenizer.model decides"}));
 
   report = {};
-  CHECK(parse(R"({"eos_token_id": [128001, 128009]})", report).eos == 128001);
+  CHECK(parse(R"({"eos_token_id": [128001, 128009]})", report).eos ==
+        std::vector<int>({128001, 128009}));
   CHECK(has_line(report.decisions, {"eos_token_id", "first"}));
+  CHECK(parse(R"({"eos_token_id": []})").eos == std::vector<int>({2}));
+  CHECK(parse(R"({"eos_token_id": 7})").eos == std::vector<int>({7}));
 
   report = {};
   CHECK(
@@ -171,6 +174,7 @@ TEST_CASE("every number out of its range and every contradiction of config.json 
           {R"({"attention_bias": "no"})", "attention_bias"},
           {R"({"bos_token_id": "<s>"})", "bos_token_id"},
           {R"({"eos_token_id": [[2]]})", "eos_token_id"},
+          {R"({"eos_token_id": [2, -2]})", "eos_token_id"},
           {R"({"eos_token_id": -2})", "eos_token_id"},
           {R"({"rope_theta": 1})", "rope_theta"},
           {R"({"rope_theta": 1e300})", "rope_theta"},
@@ -340,6 +344,26 @@ TEST_CASE("dynamic frequencies change only past the trained context") {
   for (int i = 0; i < 64; ++i)
     CHECK(longer[std::size_t(i)] == doctest::Approx(plain(theta, i)).epsilon(3e-6));
   CHECK(frequencies_of(text, 2048) != frequencies_of(text, 2049));
+}
+
+TEST_CASE("dynamic frequencies past the context are those of a plain embedding of that theta") {
+  RotaryConfig config;
+  config.kind = RotaryConfig::Kind::dynamic;
+  config.factor = 2;
+  const Rotary dynamic(config, 128, 2048);
+  for (const int position : {2048, 3000, 4095, 16383}) {
+    RotaryConfig grown;
+    grown.theta = 10000 * std::pow(2.0 * (position + 1.0) / 2048 - 1, 128 / 126.0);
+    const Rotary same(grown, 128, 2048);
+    std::vector<float> found(64), expected(64), cosine(64), sine(64), cosine2(64), sine2(64);
+    dynamic.frequencies(position, found);
+    same.frequencies(position, expected);
+    CHECK(found == expected);
+    dynamic.angles(position, cosine, sine);
+    same.angles(position, cosine2, sine2);
+    CHECK(cosine == cosine2);
+    CHECK(sine == sine2);
+  }
 }
 
 TEST_CASE("yarn keeps fast pairs and slows the others with a ramp between") {

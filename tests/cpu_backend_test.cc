@@ -173,6 +173,33 @@ TEST_CASE("activations that vanish or are not numbers pass through quantisation"
   CHECK(!std::isfinite(result(std::numeric_limits<float>::infinity())));
 }
 
+TEST_CASE("a key or value that is not a number reaches what attends to it") {
+  LlamaConfig config;
+  config.layers = config.heads = config.kv_heads = 1;
+  config.head_dim = 40;
+  const auto width = std::size_t(config.head_dim);
+  const std::vector<float> ones(width, 1);
+  std::vector<float> bad = ones;
+  for (float x : {std::nanf(""), -std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    bad[7] = x;
+    for (const auto& [key, value] : {std::pair(bad, ones), std::pair(ones, bad)}) {
+      cpu::Pages pages(config, 40);
+      for (int position = 0; position < 40; ++position) {
+        const bool last = position == 39;
+        pages.append(0, position, (last ? key : ones).data(), (last ? value : ones).data());
+      }
+      for (Isa isa : instruction_sets()) {
+        std::vector<float> out(width);
+        for (int keys : {39, 40}) {
+          const cpu::Query query{ones.data(), out.data(), keys};
+          cpu::kernels_of(isa).attend(&query, 1, pages.head(0, 0), config.head_dim);
+          CHECK(std::isfinite(out[7]) == (keys == 39));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("sizes are known before anything is allocated") {
   const auto backend = make_cpu_backend(1);
   for (SyntheticOptions options : variety()) {

@@ -230,6 +230,22 @@ TEST_CASE("safetensors: a million and one tensors are refused") {
   CHECK_MESSAGE(contains(failure.message, "more than 1000000 tensors"), failure.message);
 }
 
+TEST_CASE("safetensors: 65536 entries of metadata are read and one more is refused") {
+  const TemporaryFolder folder;
+  const auto open = [&](int entries) {
+    std::string header = R"({"__metadata__":{)";
+    for (int i = 0; i < entries; ++i) header += fmt::format(R"("{}":"",)", i);
+    header.back() = '}';
+    return SafetensorsFile(
+        write_file(folder.path() / "metadata.safetensors", with_header(header + "}")));
+  };
+  CHECK(open(65'536).metadata().size() == 65'536);
+  const Failure failure = failure_of([&] { open(65'537); });
+  CHECK(failure.code == ErrorCode::malformed);
+  CHECK_MESSAGE(contains(failure.message, "__metadata__: holds more than 65536 entries"),
+                failure.message);
+}
+
 TEST_CASE("safetensors: odd but valid files are read") {
   const TemporaryFolder folder;
   const auto open = [&](std::string_view header, std::size_t data) {

@@ -227,6 +227,9 @@ TEST_CASE("programs: a wrong command line exits with 2 and says what was expecte
   check("guanaco-chat", {"--model", GUANACO_MODEL, "--temperature", "-1"}, "at least 0");
   check("guanaco-chat", {"--model", GUANACO_MODEL, "--temperature", "nan"}, "at least 0");
   check("guanaco-chat", chat({"--top-p", "1.5"}), "0 to 1");
+  check("guanaco-chat", chat({"--top-p", "0"}), "above 0 to 1");
+  check("guanaco-chat", chat({"--repetition-penalty", "0"}), "above 0");
+  check("guanaco-chat", {"--model", "no such folder", "--temperature", "inf"}, "temperature");
   check("guanaco-chat", chat({"--min-p", "-0.1"}), "0 to 1");
   check("guanaco-chat", chat({"--top-k", "-1"}), "at least 0");
   check("guanaco-chat", chat({"--top-k", "many"}), "--top-k");
@@ -257,7 +260,6 @@ TEST_CASE("programs: what cannot be done exits with 1 and one line that says why
   check("guanaco-chat", {"--model", folder, "--prompt", "x"}, folder);
   check("guanaco-chat", chat({"--context", "8", "--raw", "--prompt", kEndless}), "8");
   check("guanaco-chat", chat({"--context", "8", "--prompt", "Hello"}), "8");
-  check("guanaco-chat", chat({"--repetition-penalty", "0", "--prompt", "x"}), "repetition_penalty");
   check("guanaco-perplexity", {"--model", GUANACO_MODEL, "--file", "/no/such.txt"}, "/no/such.txt");
   check("guanaco-perplexity", {"--model", GUANACO_MODEL, "--file", folder}, "cannot be read");
   check("guanaco-perplexity", {"--model", GUANACO_MODEL, "--file", folder + "/empty.txt"}, "empty");

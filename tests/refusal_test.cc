@@ -1,5 +1,7 @@
 #include <fstream>
 
+#include <guanaco/model.h>
+
 #include "checkpoint_fixture.h"
 
 // Folders that contradict themselves, are hostile, or hold what this library does not read: each is
@@ -254,6 +256,37 @@ TEST_CASE("an index may only name what is there and beside it") {
   shard.write(first);
   check_refused(ErrorCode::malformed, {"model.norm.weight", "both", "00001-of", "00003-of"},
                 [&] { Checkpoint::open(published.path()); });
+}
+
+TEST_CASE("a folder named with a line break stays on one line of every message") {
+  const TemporaryFolder outer;
+  const fs::path folder = outer.path() / "two\nlines";
+  fs::create_directory(folder);
+  check_refused(ErrorCode::not_found, {"two\\x0alines"}, [&] { Model::load(folder); });
+
+  SyntheticOptions options;
+  options.tokenizer = false;
+  write_synthetic(folder, options);
+  const auto& warnings = Model::inspect(folder).report.warnings;
+  CHECK(has_line(warnings, {"two\\x0alines", "no tokenizer.model"}));
+  CHECK_FALSE(has_line(warnings, {"\n"}));
+  for (const char* contents : {"", "no protobuf"}) {
+    std::ofstream(folder / "tokenizer.model", std::ios::binary) << contents;
+    check_refused(ErrorCode::malformed, {"two\\x0alines", "SentencePiece"},
+                  [&] { Model::load(folder); });
+  }
+}
+
+TEST_CASE("the end of a text may be any id of a declared list") {
+  const TemporaryFolder folder;
+  const auto warned = [&](const char* eos) {
+    SyntheticOptions options;
+    options.config_overrides = eos;
+    write_synthetic(folder.path(), options);
+    return has_line(Model::inspect(folder.path()).report.warnings, {"eos", "tokenizer.model has"});
+  };
+  CHECK_FALSE(warned(R"({"eos_token_id": [9, 2]})"));
+  CHECK(warned(R"({"eos_token_id": [9, 8]})"));
 }
 
 TEST_CASE("a weight file that is cut short is refused") {

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -325,9 +326,67 @@ TEST_CASE("impossible generations are refused with one line") {
 
 TEST_CASE("a prompt that is not UTF-8 is read with replacement characters") {
   Session session(bundled(), {.context = 64});
-  const std::string text =
-      session.generate("\xff\xc3(", Sampler({.temperature = 0}), {.max_tokens = 5}).rest();
-  CHECK(session.position() > 1);
+  const auto reply = [&](std::string_view prompt) {
+    session.rewind(0);
+    return session.generate(prompt, Sampler({.temperature = 0}), {.max_tokens = 5}).rest();
+  };
+  CHECK(reply("\xff\xc3(") == reply("\uFFFD\uFFFD("));
+}
+
+TEST_CASE("a generation that goes on repeats and leaves out nothing") {
+  const Sampler greedy({.temperature = 0});
+  const std::string whole = [&] {
+    Session session(bundled(), {.context = 256});
+    return session.generate(kPrompt, greedy, {.max_tokens = 20}).rest();
+  }();
+  Session session(bundled(), {.context = 256});
+  std::string text = session.generate(kPrompt, greedy, {.max_tokens = 7}).rest();
+  {
+    Generation second =
+        session.generate("", greedy, {.max_tokens = 20, .drop_leading_space = false});
+    for (int i = 0; i < 5; ++i) text += second.next()->text;  // and given up
+  }
+  text += session.generate("", greedy, {.max_tokens = 8, .drop_leading_space = false}).rest();
+  CHECK(text == whole);
+
+  // feed() and score() go on from there too.
+  const int held = session.position();
+  session.feed(ids("x"));
+  CHECK(session.position() == held + 1 + int(ids("x").size()));
+}
+
+TEST_CASE("scores after a rewind are those of the text that is left") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  Session session(bundled(), {.context = 256});
+  const std::vector<float> expected = session.score(tokens);
+  session.rewind(10);
+  const std::vector<float> again = session.score(std::span(tokens).subspan(10));
+  CHECK(std::equal(again.begin(), again.end(), expected.begin() + 10));
+  CHECK(session.position() == int(tokens.size()));
+}
+
+TEST_CASE("a progress callback that throws at the end leaves the session as it was") {
+  Session session(bundled(), {.context = 256});
+  const auto stop = [](int done, int total) {
+    if (done == total) throw std::runtime_error("enough");
+  };
+  CHECK_THROWS_AS(session.feed(ids(kStory), {.progress = stop}), std::runtime_error);
+  CHECK(session.position() == 0);
+  CHECK(session.logits().empty());
+}
+
+TEST_CASE("a feed that waits for another can be cancelled and takes turns with it") {
+  Session slow(bundled(), {.context = 2048}), quick(bundled(), {.context = 64});
+  const std::vector<TokenId> long_text(1800, 300);
+  std::atomic<int> done = 0;
+  std::atomic<bool> finished = false;
+  std::jthread other([&] {
+    slow.feed(long_text, {.progress = [&](int now, int) { done = now; }});
+    finished = true;
+  });
+  while (done < 32) std::this_thread::yield();
+  quick.feed(ids("a"));  // in between two of its passes
+  CHECK(!finished);
 }
 
 TEST_CASE("a cancelled generation leaves its session ready for the next") {
@@ -361,8 +420,7 @@ TEST_CASE("cancelling one generation of a batch from another thread leaves the o
   Generation* both[] = {&kept, &cancelled};
   for (;;) {
     step(both);
-    while (cancelled.next() && false) {
-    }
+    cancelled.next();
     const auto piece = kept.next();
     if (!piece) break;
     text += piece->text;
@@ -419,120 +477,6 @@ TEST_CASE("decoding a token allocates nothing") {
   const long before = allocations;
   steps(60);
   CHECK(allocations - before == 0);
-}
-
-TEST_CASE("loading reports its progress and can be given up at any point") {
-  std::uint64_t last = 0, calls = 0;
-  const Model model =
-      Model::load(GUANACO_MODEL,
-                  {.device = Device::cpu, .progress = [&](std::uint64_t done, std::uint64_t total) {
-                     CHECK(done >= last);
-                     CHECK(done <= total);
-                     last = done;
-                     ++calls;
-                     return true;
-                   }});
-  CHECK(last == model.info().file_bytes);
-  CHECK(calls > std::uint64_t(model.info().layers));
-  for (std::uint64_t stop = 0; stop < calls; stop += calls / 7 + 1) {
-    std::uint64_t seen = 0;
-    const Error error = error_of([&] {
-      Model::load(GUANACO_MODEL,
-                  {.device = Device::cpu,
-                   .progress = [&](std::uint64_t, std::uint64_t) { return seen++ < stop; }});
-    });
-    CHECK(error.code() == ErrorCode::cancelled);
-  }
-}
-
-TEST_CASE("a session outlives every other handle to its model") {
-  std::optional<Session> session;
-  std::optional<Generation> reply;
-  {
-    const Model model = Model::load(GUANACO_MODEL, {.device = Device::cpu});
-    session.emplace(model, SessionOptions{128});
-    reply.emplace(session->generate(kPrompt, Sampler({.temperature = 0}), {.max_tokens = 4}));
-  }
-  session.reset();
-  CHECK(reply->rest().starts_with("The most"));
-}
-
-TEST_CASE("options out of their range are refused by name") {
-  CHECK(contains(error_of([] { Model::load(GUANACO_MODEL, {.rows = 0}); }), "rows is 0"));
-  CHECK(contains(error_of([] { Model::load(GUANACO_MODEL, {.rows = -1}); }), "rows is -1"));
-  CHECK(contains(error_of([] { Model::load(GUANACO_MODEL, {.threads = -1}); }), "threads is -1"));
-  CHECK(contains(error_of([] { Model::estimate(GUANACO_MODEL, {}, 0); }), "context is 0"));
-  const Error error = error_of([] { Model::load("/nowhere/at/all"); });
-  CHECK(error.code() == ErrorCode::not_found);
-  CHECK(contains(error, "/nowhere/at/all"));
-}
-
-TEST_CASE("a model without a tokenizer works on token ids") {
-  TemporaryFolder folder;
-  SyntheticOptions options;
-  options.tokenizer = false;
-  write_synthetic(folder.path(), options);
-  const Model model = Model::load(folder.path(), {.device = Device::cpu});
-  CHECK(!model.has_tokenizer());
-  CHECK(error_of([&] { model.tokenizer(); }).code() == ErrorCode::not_found);
-  Session session(model, {.context = 64});
-  CHECK(error_of([&] { session.generate("text", Sampler()); }).code() == ErrorCode::not_found);
-  const std::vector<TokenId> prompt = {1, 5, 9};
-  Generation reply = session.generate(prompt, Sampler({.seed = 3}),
-                                      {.max_tokens = 10, .stop_at_end_of_text = false});
-  int tokens = 0;
-  while (reply.next()) ++tokens;
-  CHECK(tokens == 10);
-}
-
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they use memory of their own
-/// Anonymous memory of this process, from /proc.
-std::uint64_t resident_bytes() {
-  std::FILE* const file = std::fopen("/proc/self/status", "r");
-  char line[256];
-  unsigned long long kilobytes = 0;
-  while (std::fgets(line, sizeof line, file) != nullptr)
-    if (std::sscanf(line, "RssAnon: %llu kB", &kilobytes) == 1) break;
-  std::fclose(file);
-  return kilobytes * 1024;
-}
-
-TEST_CASE("the estimate from the headers is what loading then takes") {
-  TemporaryFolder folder;
-  SyntheticOptions options;
-  options.layers = 3;
-  options.hidden = 2048;
-  options.ffn = 5504;
-  options.heads = options.kv_heads = 16;
-  options.vocab = 8000;
-  write_synthetic(folder.path(), options);
-  const ModelOptions model_options{.device = Device::cpu, .threads = 1, .rows = 128};
-  const MemoryEstimate estimate = Model::estimate(folder.path(), model_options, 4096);
-  CHECK(estimate.host == estimate.weights + estimate.scratch + estimate.session);
-  CHECK(estimate.device == 0);
-
-  { const Model warm_up = Model::load(folder.path(), model_options); }
-  const std::uint64_t before = resident_bytes();
-  const Model model = Model::load(folder.path(), model_options);
-  Session session(model, {.context = 4096});
-  session.feed(std::vector<TokenId>(4096, 7));  // touches every page
-  const double used = double(resident_bytes() - before);
-  INFO("estimated ", estimate.host, ", used ", used);
-  CHECK(std::abs(double(model.info().weight_bytes) / double(estimate.weights) - 1) < 0.02);
-  CHECK(std::abs(used / double(estimate.host) - 1) < 0.02);
-}
-#endif
-
-TEST_CASE("inspecting agrees with loading without reading a weight") {
-  const Model::Inspection found = Model::inspect(GUANACO_MODEL, {.device = Device::cpu});
-  CHECK(found.info.layers == bundled().info().layers);
-  // Whether its g_idx needs a table is open until it is read.
-  CHECK(found.info.weight_bytes >= bundled().info().weight_bytes);
-  CHECK(double(found.info.weight_bytes) < 1.02 * double(bundled().info().weight_bytes));
-  CHECK(found.info.bits == 4);
-  CHECK(found.info.group_size == 128);
-  CHECK(found.info.vocab == 4096);
-  CHECK(!found.report.format.empty());
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 #include <random>
 #include <string>
 
-#include "text/utf8.h"
+#include "support/utf8.h"
 
 namespace guanaco {
 namespace {

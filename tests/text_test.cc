@@ -15,7 +15,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "text/utf8.h"
+#include "support/utf8.h"
 
 namespace guanaco {
 namespace {

@@ -1,5 +1,6 @@
 #include "support/program.h"
 
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -10,6 +11,19 @@
 #include "support/progress.h"
 
 namespace support {
+namespace {
+
+/// Refuses numbers that are not `allowed` and says the range.
+CLI::Validator allowing(const std::string& range, const std::function<bool(double)>& allowed) {
+  const auto check = [=](const std::string& text) -> std::string {
+    double value;
+    if (!CLI::detail::lexical_cast(text, value) || allowed(value)) return {};
+    return fmt::format("{} is out of range: {}", text, range);
+  };
+  return CLI::Validator(check, fmt::format("({})", range));
+}
+
+}  // namespace
 
 int run_main(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
   const std::string name = app.get_name();
@@ -40,16 +54,14 @@ int run_main(CLI::App& app, int argc, char** argv, const std::function<int()>& b
 }
 
 CLI::Validator in_range(double low, double high) {
-  const bool bounded = high < std::numeric_limits<double>::infinity();
-  const std::string range =
-      bounded ? fmt::format("{} to {}", low, high) : fmt::format("at least {}", low);
-  const auto check = [=](const std::string& text) -> std::string {
-    double value;
-    if (!CLI::detail::lexical_cast(text, value)) return {};
-    if (value >= low && value <= high) return {};  // false for NaN, too
-    return fmt::format("{} is out of range: {}", text, range);
-  };
-  return CLI::Validator(check, fmt::format("({})", range));
+  return allowing(
+      std::isinf(high) ? fmt::format("at least {}", low) : fmt::format("{} to {}", low, high),
+      [=](double value) { return value >= low && value <= high; });  // not for NaN
+}
+
+CLI::Validator positive(double high) {
+  return allowing(std::isinf(high) ? "above 0" : fmt::format("above 0 to {}", high),
+                  [=](double value) { return value > 0 && value <= high; });
 }
 
 void add_model_option(CLI::App& app, ModelArguments& arguments) {

@@ -21,6 +21,9 @@ int run_main(CLI::App& app, int argc, char** argv, const std::function<int()>& b
 /// is left to the conversion of the option, which has its own message.
 CLI::Validator in_range(double low, double high = std::numeric_limits<double>::infinity());
 
+/// Accepts numbers above 0 and at most `high`, likewise.
+CLI::Validator positive(double high = std::numeric_limits<double>::infinity());
+
 /// Where the model is and what it runs on.
 struct ModelArguments {
   std::string folder;

@@ -23,7 +23,9 @@ const char* name(ErrorCode) noexcept;
 
 /// The only exception this library throws. what() is one line of UTF-8 that names the culprit
 /// (file, tensor, option, CUDA call), what was expected and what was found. After a throw, the
-/// object called is as before.
+/// object called is as before. std::bad_alloc may pass through where host memory runs out outside
+/// of load and the construction of a Session, and what a caller's own callback throws passes
+/// through unchanged.
 class Error : public std::runtime_error {
  public:
   Error(ErrorCode code, const std::string& what) : std::runtime_error(what), code_(code) {}

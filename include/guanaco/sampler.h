@@ -27,7 +27,9 @@ struct SamplerOptions {
   float repetition_penalty = 1;
   float frequency_penalty = 0;  ///< subtracted once for every time a token was seen. 0 = off
   float presence_penalty = 0;   ///< subtracted once if a token was seen. 0 = off
-  int penalty_window = 0;  ///< >= 0; only the last n tokens count as seen, prompt included. 0 = all
+  /// >= 0; only the last n tokens count as seen, prompt included. 0 = all. Room for 65,536 is
+  /// reserved at the first sample; a longer window grows as it fills, which allocates.
+  int penalty_window = 0;
   std::uint64_t seed = 0;  ///< draws depend on (seed, number of the draw) alone
 };
 

@@ -26,7 +26,8 @@ struct SessionOptions {
 /// How a long feed is watched and stopped.
 struct FeedOptions {
   std::stop_token cancel = {};  ///< looked at before every layer; feed() then throws cancelled
-  /// Tokens computed so far and in all, on the calling thread, at least once a layer.
+  /// Tokens computed so far and in all, on the calling thread, at least once a layer. Must not call
+  /// into the same Model.
   std::function<void(int done, int total)> progress = {};
 };
 
@@ -41,7 +42,8 @@ struct GenerateOptions {
   bool stop_at_end_of_text =
       true;  ///< end at the tokenizer's eos(); false: go on past it, for measuring
   std::stop_token cancel = {};  ///< looked at before every layer, in a long prompt too
-  std::function<void(int done, int total)> progress = {};  ///< of the prompt, as in FeedOptions
+  std::function<void(int done, int total)> progress =
+      {};  ///< of the prompt, as in FeedOptions; not by step()
 };
 
 /// One conversation: the tokens so far and their key/value cache. Move-only; keeps its Model alive.
@@ -62,7 +64,8 @@ class Session {
   void feed(std::span<const TokenId> tokens, const FeedOptions& options = {});
 
   /// Like feed(), and gives the natural log-probability of each token after all before it. The
-  /// first token of an empty session is preceded by nothing and gets 0.
+  /// first token of an empty session is preceded by nothing and gets 0. After a rewind() the last
+  /// token kept is computed again, since its logits are needed.
   std::vector<float> score(std::span<const TokenId> tokens, const FeedOptions& options = {});
 
   /// [vocab] unnormalised natural-log scores of the next token; empty before the first feed and
@@ -116,6 +119,8 @@ struct Piece {
 };
 
 /// Text, token by token. Move-only; one thread at a time. Without a tokenizer all text is empty.
+/// The last token handed out is computed when something comes after it: the session holds it once
+/// it is fed, scored or generated from again, and forgets it when it is rewound or reused.
 class Generation {
  public:
   Generation(Generation&&) noexcept;
@@ -124,7 +129,7 @@ class Generation {
 
   /// The next token, computed now unless step() did; nullopt once finish() is not none. A
   /// stop_token ends the generation with Finish::cancelled; the session is then as before this
-  /// call. Throws device.
+  /// call. Throws device, and invalid_argument if the model's logits allow no choice.
   std::optional<Piece> next();
 
   /// Runs to the end and returns the whole text from here.
@@ -142,8 +147,8 @@ class Generation {
 
 /// Computes one token for each unfinished generation in a single pass; the next() that follows
 /// hands it out. Prompts may still be unfed. A full context or a cancel ends that generation, not
-/// the others. Throws invalid_argument if generations repeat, share a session or have different
-/// models; device.
+/// the others. Throws invalid_argument if generations repeat or have different models; and what
+/// next() throws, once all others have their token.
 void step(std::span<Generation* const> generations);
 
 }  // namespace guanaco

@@ -12,8 +12,8 @@
 
 namespace guanaco {
 
-/// Positions one page of the key/value cache holds. A page has all layers, so that one address
-/// finds it: 16 bits an element, [layers][2: K, V][kv_heads][kPageTokens][head_dim].
+/// Positions one page of the key/value cache holds. A page has the keys and values of all layers
+/// and heads, so that one address finds it; the layout inside is the backend's own.
 inline constexpr int kPageTokens = 32;
 
 /// A weight in the layout its backend likes best. Immutable; freed with its handle.

@@ -67,10 +67,15 @@ StoredTensor take_embedding(TensorTable& tensors, LlamaConfig& config, LoadRepor
 }
 
 Linear take_head(TensorTable& tensors, const LlamaConfig& config, const StoredTensor& embedding,
-                 const QuantizationConfig& settings) {
+                 const QuantizationConfig& settings, LoadReport& report) {
+  const bool stored = tensors.has("lm_head.weight") || tensors.has("lm_head.qweight");
+  if (config.tied_embeddings && stored)
+    report.warnings.push_back(
+        "config.json says tie_word_embeddings true, but an lm_head is stored too: it is ignored, "
+        "the embedding table is the output layer");
   if (config.tied_embeddings)
     return DenseLinear{"lm_head", config.hidden, config.vocab, embedding, {}};
-  require(tensors.has("lm_head.weight") || tensors.has("lm_head.qweight"), ErrorCode::malformed,
+  require(stored, ErrorCode::malformed,
           "tensor lm_head.weight is missing, but tie_word_embeddings is not true");
   return take_linear(tensors, "lm_head", config.hidden, config.vocab, settings);
 }
@@ -85,8 +90,7 @@ bool names_act_order(const std::filesystem::path& path) {
 
 /// A fork of 2023 wrote files whose groups were made in act-order without saying which row is in
 /// which group. Nothing in the file tells them from good ones (reference/formats.md 1.2).
-void warn_of_lost_order(const Checkpoint& checkpoint, const QuantizationConfig& settings,
-                        const std::filesystem::path& file, LoadReport& report) {
+void warn_of_lost_order(const Checkpoint& checkpoint, LoadReport& report) {
   bool grouped = false, indexed = false;
   for_each_linear(checkpoint, [&](const Linear& linear) {
     if (const auto* gptq = std::get_if<GptqLinear>(&linear)) {
@@ -94,8 +98,7 @@ void warn_of_lost_order(const Checkpoint& checkpoint, const QuantizationConfig& 
       indexed |= bool(gptq->g_idx);
     }
   });
-  if (!grouped || indexed) return;
-  if (settings.act_order.value_or(false) || names_act_order(file))
+  if (grouped && !indexed)
     report.warnings.push_back(
         "this file claims act-order, has groups, and has no g_idx to say which row is in which: "
         "if the text is gibberish, the order was lost when the file was made");
@@ -161,12 +164,13 @@ Checkpoint Checkpoint::open(const std::filesystem::path& path, ZeroPoints zero_p
   for (int i = 0; i < config.layers; ++i)
     checkpoint.layers.push_back(take_layer(tensors, i, config, settings));
   checkpoint.norm = take_floats(tensors, "model.norm.weight", {std::uint64_t(config.hidden)});
-  checkpoint.head = take_head(tensors, config, checkpoint.embedding, settings);
+  checkpoint.head = take_head(tensors, config, checkpoint.embedding, settings, report);
 
   report.ignored = tensors.unused();
   explain_settings(checkpoint, checkpoint.settings_, zero_points, report);
-  warn_of_lost_order(checkpoint, checkpoint.settings_, checkpoint.files_.front()->file().path(),
-                     report);
+  checkpoint.claims_act_order_ = settings.act_order.value_or(false) ||
+                                 names_act_order(checkpoint.files_.front()->file().path());
+  if (checkpoint.claims_act_order_) warn_of_lost_order(checkpoint, report);
   checkpoint.summarise(false);
   return checkpoint;
 }

@@ -51,6 +51,7 @@ class Checkpoint {
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   QuantizationConfig settings_;
   ZeroPoints asked_for_ = ZeroPoints::automatic;
+  bool claims_act_order_ = false;  ///< the settings do, or the name of the weight file
 };
 
 /// Calls f with every linear of the checkpoint, the head last.

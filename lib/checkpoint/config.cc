@@ -158,18 +158,22 @@ RotaryConfig parse_rotary(const Fields& fields, const LlamaConfig& config, LoadR
   return rotary;
 }
 
-/// One token id; the first of a list, as newer configurations have for eos.
-int token_id(const Fields& fields, const char* name, int fallback, LoadReport& report) {
+/// One token id or a list of them, as newer configurations have for eos. Never empty.
+std::vector<int> token_ids(const Fields& fields, const char* name, int fallback,
+                           LoadReport& report) {
   const Json* value = fields.find({name});
-  if (!value) return fallback;
-  if (value->is_array()) {
-    if (value->empty()) return fallback;
-    report.decisions.push_back(
-        fmt::format("{}: {} lists {}: the first is taken", fields.origin(), name, show(*value)));
-    value = &value->front();
-  }
-  const Json single = {{name, *value}};
-  return Fields(single, fields.origin()).integer({name}, -1, kMostVocab).value_or(fallback);
+  if (!value || (value->is_array() && value->empty())) return {fallback};
+  const auto one = [&](const Json& id) {
+    const Json single = {{name, id}};
+    return Fields(single, fields.origin()).integer({name}, -1, kMostVocab).value_or(fallback);
+  };
+  if (!value->is_array()) return {one(*value)};
+  report.decisions.push_back(
+      fmt::format("{}: {} lists {}: without a tokenizer.model the first is taken", fields.origin(),
+                  name, show(*value)));
+  std::vector<int> ids;
+  for (const Json& id : *value) ids.push_back(one(id));
+  return ids;
 }
 
 int parse_context(const Fields& fields, LoadReport& report) {
@@ -220,9 +224,9 @@ LlamaConfig parse_llama_config(const Json& json, LoadReport& report) {
   config.attention_bias = fields.boolean({"attention_bias"}).value_or(false);
   config.mlp_bias = fields.boolean({"mlp_bias"}).value_or(false);
 
-  config.bos = token_id(fields, "bos_token_id", 1, report);
-  config.eos = token_id(fields, "eos_token_id", 2, report);
-  if (config.bos == 0 && config.eos == 1)
+  config.bos = token_ids(fields, "bos_token_id", 1, report).front();
+  config.eos = token_ids(fields, "eos_token_id", 2, report);
+  if (config.bos == 0 && config.eos.front() == 1)
     report.warnings.push_back(
         "config.json: bos_token_id 0 and eos_token_id 1 are a known mistake of early conversions: "
         "tokenizer.model decides");

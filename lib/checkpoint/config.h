@@ -33,7 +33,8 @@ struct LlamaConfig {
   RotaryConfig rotary;
   bool tied_embeddings = false;  ///< the output layer is the embedding table
   bool attention_bias = false, mlp_bias = false;
-  int bos = 1, eos = 2;  ///< as declared; tokenizer.model wins
+  int bos = 1;                 ///< as declared; tokenizer.model wins
+  std::vector<int> eos = {2};  ///< likewise, one or more
 };
 
 /// From config.json. Throws malformed (field, expected, found) for values that contradict each

@@ -89,7 +89,8 @@ Files open_shards(const fs::path& index_file, LoadReport& report) {
       file = std::make_unique<SafetensorsFile>(path);
     }
     require(file->find(tensor) != nullptr, ErrorCode::malformed,
-            "{}: tensor {} should be in {}, but is not", origin, printable(tensor), name);
+            "{}: tensor {} should be in {}, but is not", origin, printable(tensor),
+            printable(name));
   }
   report.decisions.push_back(fmt::format("weights from {} shards of {}", shards.size(), origin));
   Files files;
@@ -185,7 +186,7 @@ StoredTensor TensorTable::take(const std::string& name) {
 std::vector<std::string> TensorTable::unused() const {
   std::vector<std::string> names;
   for (const auto& [name, tensor] : tensors_)
-    if (!taken_.contains(name)) names.push_back(name);
+    if (!taken_.contains(name)) names.push_back(printable(name));
   return names;
 }
 

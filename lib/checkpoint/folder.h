@@ -46,7 +46,7 @@ class TensorTable {
 
   bool has(const std::string& name) const { return tensors_.contains(name); }
   StoredTensor take(const std::string& name);  ///< counts it as used; none if there is none
-  std::vector<std::string> unused() const;     ///< names never taken, sorted
+  std::vector<std::string> unused() const;     ///< names never taken, sorted, printable
   std::uint64_t bytes() const;                 ///< of all tensors
 
   /// 1 + the largest N of the tensors called "model.layers.N."; 0 if there are none.

@@ -9,11 +9,14 @@ namespace {
 
 using Kind = RotaryConfig::Kind;
 
-/// theta^(2i / d) for i in [0, d / 2), each rounded to float as transformers has them.
+/// theta^(2i / d), rounded to float as transformers has it.
+float wavelength(double theta, int head_dim, int i) {
+  return float(std::pow(theta, double(float(2 * i) / float(head_dim))));
+}
+
 std::vector<float> wavelengths(double theta, int head_dim) {
   std::vector<float> result(std::size_t(head_dim / 2));
-  for (int i = 0; i < head_dim / 2; ++i)
-    result[std::size_t(i)] = float(std::pow(theta, double(float(2 * i) / float(head_dim))));
+  for (int i = 0; i < head_dim / 2; ++i) result[std::size_t(i)] = wavelength(theta, head_dim, i);
   return result;
 }
 
@@ -106,7 +109,9 @@ void Rotary::frequencies(int position, std::span<float> out) const {
   if (config_.kind == Kind::dynamic && length > context_) {
     const double growth = config_.factor * length / context_ - (config_.factor - 1);
     const double theta = config_.theta * std::pow(growth, head_dim_ / (head_dim_ - 2.0));
-    std::ranges::copy(plain(theta, head_dim_), out.begin());
+    // In place: this happens at every token.
+    for (int i = 0; i < head_dim_ / 2; ++i)
+      out[std::size_t(i)] = 1.0f / wavelength(theta, head_dim_, i);
   } else if (config_.kind == Kind::longrope && length > config_.original_context) {
     std::ranges::copy(long_frequencies_, out.begin());
   } else {

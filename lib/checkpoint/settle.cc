@@ -47,8 +47,8 @@ std::uint64_t bytes_of(const StoredTensor& tensor) { return tensor ? tensor.entr
 
 /// Drops every g_idx that says no more than k / group_size, so that later stages see act-order
 /// only where it is.
-void settle_order(const Linears& linears, const QuantizationConfig& settings, LoadReport& report,
-                  Progress& progress) {
+void settle_order(const Linears& linears, const QuantizationConfig& settings, bool claims_act_order,
+                  LoadReport& report, Progress& progress) {
   int none = 0, neighbours = 0, zeros = 0, act_order = 0;
   for (GptqLinear* linear : linears.gptq) {
     if (!linear->g_idx) {
@@ -78,6 +78,10 @@ void settle_order(const Linears& linears, const QuantizationConfig& settings, Lo
     report.warnings.push_back("g_idx of " + count(zeros) +
                               " is all zero though there are several groups: a dummy, read as k / "
                               "group size");
+  if (zeros > 0 && claims_act_order)
+    report.warnings.push_back(
+        "this file claims act-order, has groups, and has a g_idx that is a dummy: if the text is "
+        "gibberish, the order was lost when the file was made");
   if (act_order > 0)
     report.decisions.push_back("act-order in " + count(act_order) +
                                ": g_idx says which group an input row is in");
@@ -160,7 +164,7 @@ void Checkpoint::settle(const std::function<bool(std::uint64_t, std::uint64_t)>&
   for (const GptqLinear* linear : linears.gptq)
     total += bytes_of(linear->g_idx) + bytes_of(linear->qzeros);
   Progress counted(progress, total);
-  settle_order(linears, settings_, settled_report, counted);
+  settle_order(linears, settings_, claims_act_order_, settled_report, counted);
   settle_zero_points(linears, settings_, asked_for_, settled_report, counted);
   settle_biases(linears, config, settled_report, counted);
 

@@ -38,7 +38,8 @@ std::optional<DType> dtype_named(std::string_view name) {
 
 constexpr std::uint64_t kHeaderBytes = 100'000'000;
 constexpr std::uint64_t kLargestInteger = (std::uint64_t(1) << 48) - 1;
-constexpr std::size_t kEntries = 1'000'000, kNameBytes = 1024, kDimensions = 32;
+constexpr std::size_t kEntries = 1'000'000, kMetadataEntries = 65'536, kNameBytes = 1024,
+                      kDimensions = 32;
 
 /// Reads a header event by event, so that a hostile one costs no more than the entries it is
 /// allowed. Every method returns true or throws.
@@ -73,6 +74,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
         offsets_.clear();
       }
     } else if (place_ == Place::metadata) {
+      require(metadata.size() < kMetadataEntries, ErrorCode::malformed,
+              "{}: __metadata__: holds more than {} entries", file_, kMetadataEntries);
       if (metadata.contains(key))
         fail(ErrorCode::malformed, "{}: __metadata__: key \"{}\" appears twice", file_,
              printable(key));

@@ -4,10 +4,14 @@
 
 namespace guanaco {
 
-void Watch::before_layer(int layer, int layers, int rows) const {
+void Watch::look() const {
   for (const std::stop_token& token : cancel)
     require(!token.stop_requested(), ErrorCode::cancelled, "cancelled at token {} of {}", done,
             total);
+}
+
+void Watch::before_layer(int layer, int layers, int rows) const {
+  look();
   if (progress != nullptr && *progress)
     (*progress)(done + int(std::int64_t(rows) * layer / layers), total);
 }

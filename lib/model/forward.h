@@ -22,7 +22,9 @@ struct Watch {
   const std::function<void(int, int)>* progress = nullptr;  ///< tokens done, tokens in all
   int done = 0, total = 0;  ///< tokens of finished passes; of all passes
 
-  /// Throws cancelled.
+  /// Throws cancelled if that was asked for.
+  void look() const;
+  /// Looks, and reports progress.
   void before_layer(int layer, int layers, int rows) const;
 };
 

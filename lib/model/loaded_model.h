@@ -1,6 +1,5 @@
 #pragma once
 
-#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -8,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "model/forward.h"
+#include "model/pass_queue.h"
 
 namespace guanaco {
 
@@ -25,7 +25,7 @@ struct LoadedModel {
 
   /// The rows of the pass under way, reserved once for all passes.
   struct Pass {
-    std::mutex mutex;
+    PassQueue queue;
     std::vector<TokenId> tokens;   ///< [rows]
     std::vector<int> positions;    ///< [rows]
     std::vector<int> sequences;    ///< [rows]
@@ -37,7 +37,7 @@ struct LoadedModel {
   int choices() const {
     return tokenizer ? std::min(config.vocab, tokenizer->size()) : config.vocab;
   }
-  TokenId end_of_text() const { return tokenizer ? tokenizer->eos() : config.eos; }
+  TokenId end_of_text() const { return tokenizer ? tokenizer->eos() : config.eos.front(); }
 };
 
 }  // namespace guanaco

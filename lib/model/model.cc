@@ -1,9 +1,13 @@
 #include <guanaco/model.h>
 
+#include <algorithm>
 #include <new>
+
+#include <fmt/ranges.h>
 
 #include "model/loaded_model.h"
 #include "support/check.h"
+#include "support/utf8.h"
 
 namespace guanaco {
 namespace {
@@ -87,7 +91,7 @@ void read_tokenizer(const std::filesystem::path& folder, const LlamaConfig& conf
                     std::string& why_not) {
   const std::filesystem::path file = folder / "tokenizer.model";
   if (!std::filesystem::exists(file)) {
-    why_not = fmt::format("{}: no tokenizer.model{}", folder.string(),
+    why_not = fmt::format("{}: no tokenizer.model{}", printable(folder.native()),
                           std::filesystem::exists(folder / "tokenizer.json")
                               ? " (tokenizer.json alone is not supported)"
                               : "");
@@ -95,14 +99,16 @@ void read_tokenizer(const std::filesystem::path& folder, const LlamaConfig& conf
     return;
   }
   tokenizer = Tokenizer::load(file);
-  if (tokenizer->bos() != config.bos || tokenizer->eos() != config.eos)
+  const bool same_eos = std::ranges::count(config.eos, tokenizer->eos()) > 0;
+  if (tokenizer->bos() != config.bos || !same_eos)
     found.report.warnings.push_back(
         fmt::format("the configuration declares bos {} and eos {}, tokenizer.model has {} and {}: "
                     "tokenizer.model is right",
-                    config.bos, config.eos, tokenizer->bos(), tokenizer->eos()));
+                    config.bos, printable(fmt::format("{}", fmt::join(config.eos, " or "))),
+                    tokenizer->bos(), tokenizer->eos()));
   if (tokenizer->size() > config.vocab)
     fail(ErrorCode::malformed, "{}: {} pieces, more than the {} rows of the embedding table",
-         file.string(), tokenizer->size(), config.vocab);
+         printable(file.native()), tokenizer->size(), config.vocab);
   if (tokenizer->size() < config.vocab)
     found.report.decisions.push_back(fmt::format("ids {} to {} have no piece and are never chosen",
                                                  tokenizer->size(), config.vocab - 1));
@@ -200,7 +206,7 @@ void check_room(const Backend& backend, const Checkpoint& checkpoint, int rows) 
       packed_bytes(backend, checkpoint) + backend.scratch_bytes(checkpoint.config, rows);
   const std::uint64_t free = backend.free_bytes();
   require(wanted <= free, ErrorCode::out_of_memory, "{}: needs {} bytes on {}, {} are free",
-          checkpoint.folder.string(), wanted, backend.description(), free);
+          printable(checkpoint.folder.native()), wanted, backend.description(), free);
 }
 
 /// Standard library failures inside `f` become ours; partly loaded weights are freed on the way
@@ -212,7 +218,7 @@ auto translated(F&& f) {
   } catch (const std::bad_alloc&) {
     fail(ErrorCode::out_of_memory, "out of host memory while loading");
   } catch (const std::filesystem::filesystem_error& error) {
-    fail(ErrorCode::not_found, "{}: {}", error.path1().string(), error.code().message());
+    fail(ErrorCode::not_found, "{}: {}", printable(error.path1().native()), error.code().message());
   }
 }
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <exception>
 #include <optional>
 
 #include <guanaco/session.h>
@@ -16,7 +17,9 @@ struct GenerationState {
         sampler(std::move(sampler_in)),
         options(std::move(options_in)),
         stream({options.stops, options.drop_leading_space}),
-        pending(prompt_in.begin(), prompt_in.end()) {}
+        pending(prompt_in.begin(), prompt_in.end()) {
+    if (session->unfed) pending.insert(pending.begin(), *session->unfed);
+  }
 
   std::shared_ptr<SessionState> session;
   Sampler sampler;
@@ -37,7 +40,16 @@ struct GenerationState {
     std::vector<std::stop_token> cancel;
   } step_lists;
 
-  ~GenerationState() { session->generating = false; }
+  ~GenerationState() {
+    session->generating = false;
+    if (!prompt && !pending.empty()) session->unfed = pending.back();
+  }
+
+  /// What was pending is in the session now.
+  void fed() {
+    pending.clear();
+    prompt = false;
+  }
 
   /// Ends the reply; what the stream held back becomes part of the ready piece, or one of its own.
   void end(Finish why) {
@@ -66,8 +78,6 @@ struct GenerationState {
 
   /// Chooses the next token from the session's logits.
   void choose() {
-    pending.clear();
-    prompt = false;
     const LoadedModel& model = session->loaded;
     const std::span<const float> logits = session->logits;
     const TokenId token = sampler.sample(logits.first(std::size_t(model.choices())));
@@ -105,10 +115,11 @@ Generation Session::generate(std::span<const TokenId> prompt, Sampler sampler,
           "the session is in use by a generation");
   require(options.max_tokens >= 1, ErrorCode::invalid_argument,
           "GenerateOptions::max_tokens is {}, expected 1 or more", options.max_tokens);
-  require(!prompt.empty() || state_->has_logits, ErrorCode::invalid_argument,
+  require(!prompt.empty() || state_->has_logits || state_->unfed, ErrorCode::invalid_argument,
           "the prompt is empty and the session has nothing to go on from");
   check_feed(*state_, prompt);
   sampler.accept(state_->tokens);
+  if (state_->unfed) sampler.accept({&*state_->unfed, 1});
   sampler.accept(prompt);
   auto state =
       std::make_unique<GenerationState>(state_, std::move(sampler), std::move(options), prompt);
@@ -129,7 +140,10 @@ std::optional<Piece> Generation::next() {
         self.end(Finish::cancelled);
       }
     }
-    if (self.finish == Finish::none) self.choose();
+    if (self.finish == Finish::none) {
+      self.fed();
+      self.choose();
+    }
   }
   return std::exchange(self.ready, std::nullopt);
 }
@@ -179,7 +193,14 @@ void step(std::span<Generation* const> generations) {
       if (error.code() != ErrorCode::cancelled) throw;
     }
   }
-  for (GenerationState* const self : waiting) self->choose();
+  for (GenerationState* const self : waiting) self->fed();
+  std::exception_ptr failure;  // one that cannot choose does not keep the others from it
+  for (GenerationState* const self : waiting) try {
+      self->choose();
+    } catch (...) {
+      if (!failure) failure = std::current_exception();
+    }
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace guanaco

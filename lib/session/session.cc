@@ -22,8 +22,15 @@ class PassCutter {
     int begin, end, row;
   };
 
-  /// Fills the model's pass with the next rows; false when all feeds are used up.
-  bool next() {
+  /// True when all feeds are used up.
+  bool done() const {
+    for (std::size_t i = feed_; i < feeds_.size(); ++i)
+      if (!feeds_[i].tokens.empty()) return false;
+    return true;
+  }
+
+  /// Fills the model's pass with the next rows.
+  void next() {
     LoadedModel::Pass& pass = model_.pass;
     first_ = feed_;
     first_begin_ = done_;
@@ -50,7 +57,6 @@ class PassCutter {
              {pass.positions.data(), n},
              {pass.sequences.data(), n},
              {pass.caches.data(), std::size_t(sequence)}};
-    return row > 0;
   }
 
   const Rows& rows() const { return rows_; }
@@ -118,13 +124,14 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
   for (const InnerFeed& feed : feeds) watch.total += int(feed.tokens.size());
   if (watch.total == 0) return;
   LoadedModel& model = feeds.front().session->loaded;
-  const std::lock_guard lock(model.pass.mutex);
-
   for (const InnerFeed& feed : feeds)
     if (!feed.logprobs.empty())
       feed.logprobs[0] =
           feed.session->has_logits ? log_probability(feed.session->logits, feed.tokens[0]) : 0.0f;
-  for (PassCutter cutter(feeds, model); cutter.next();) {
+  for (PassCutter cutter(feeds, model); !cutter.done();) {
+    model.pass.queue.lock([&] { watch.look(); });
+    const std::unique_lock turn(model.pass.queue, std::adopt_lock);
+    cutter.next();
     forward(*model.backend, model.weights, cutter.rows(), watch);
     cutter.for_each_slice([&](const PassCutter::Slice& slice) {
       const InnerFeed& feed = feeds[slice.feed];
@@ -137,6 +144,7 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
     });
     watch.done += cutter.rows().count();
   }
+  if (watch.progress != nullptr && *watch.progress) (*watch.progress)(watch.total, watch.total);
 
   // Everything was computed: from here on nothing fails. What a failed feed wrote lies in the cache
   // behind position().
@@ -146,8 +154,19 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
     session.tokens.insert(session.tokens.end(), feed.tokens.begin(), feed.tokens.end());
     std::swap(session.logits, session.next_logits);
     session.has_logits = true;
+    session.unfed.reset();
   }
-  if (watch.progress != nullptr && *watch.progress) (*watch.progress)(watch.total, watch.total);
+}
+
+void catch_up(std::span<const InnerFeed> feeds, const Watch& watch) {
+  for (const InnerFeed& feed : feeds) {
+    SessionState& session = *feed.session;
+    if (!session.unfed) continue;
+    const TokenId token = *session.unfed;
+    check_feed(session, {&token, 1});
+    const InnerFeed one{&session, {&token, 1}};
+    feed_sessions({&one, 1}, {.cancel = watch.cancel});
+  }
 }
 
 Session::Session(Model model, const SessionOptions& options) {
@@ -164,7 +183,7 @@ Session::Session(Model model, const SessionOptions& options) {
     state_ =
         std::make_shared<SessionState>(SessionState(std::move(model), loaded, options.context));
     {
-      const std::lock_guard lock(loaded.pass.mutex);
+      const std::lock_guard turn(loaded.pass.queue);
       state_->pages = loaded.backend->make_pages(loaded.config, options.context);
     }
     state_->tokens.reserve(std::size_t(options.context));
@@ -191,7 +210,23 @@ std::vector<float> Session::score(std::span<const TokenId> tokens, const FeedOpt
   check_feed(*state_, tokens);
   std::vector<float> logprobs(tokens.size());
   const InnerFeed feed{state_.get(), tokens, logprobs};
-  feed_sessions({&feed, 1}, {.cancel = {&options.cancel, 1}, .progress = &options.progress});
+  const Watch watch{.cancel = {&options.cancel, 1}, .progress = &options.progress};
+  // The first score needs the logits before it; a rewind dropped them, so the last kept token is
+  // computed again.
+  if (!state_->has_logits && !state_->tokens.empty() && !state_->unfed) {
+    state_->unfed = state_->tokens.back();
+    state_->tokens.pop_back();
+    try {
+      catch_up({&feed, 1}, watch);
+    } catch (...) {
+      state_->tokens.push_back(*state_->unfed);
+      state_->unfed.reset();
+      throw;
+    }
+  }
+  catch_up({&feed, 1}, watch);
+  check_feed(*state_, tokens);
+  feed_sessions({&feed, 1}, watch);
   return logprobs;
 }
 
@@ -208,6 +243,7 @@ void Session::rewind(int position) {
           "the session is in use by a generation");
   require(position >= 0 && position <= state_->position(), ErrorCode::invalid_argument,
           "cannot rewind to position {}, expected 0 to {}", position, state_->position());
+  state_->unfed.reset();
   if (position == state_->position()) return;
   state_->tokens.resize(std::size_t(position));
   state_->has_logits = false;
@@ -242,8 +278,11 @@ void feed(std::span<const Feed> feeds, const FeedOptions& options) {
     check_feed(session, feeds[i].tokens);
     inner[i] = {&session, feeds[i].tokens};
   }
-  if (!inner.empty())
-    feed_sessions(inner, {.cancel = {&options.cancel, 1}, .progress = &options.progress});
+  if (inner.empty()) return;
+  const Watch watch{.cancel = {&options.cancel, 1}, .progress = &options.progress};
+  catch_up(inner, watch);
+  for (const InnerFeed& feed : inner) check_feed(*feed.session, feed.tokens);
+  feed_sessions(inner, watch);
 }
 
 }  // namespace guanaco

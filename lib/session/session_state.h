@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include <guanaco/session.h>
@@ -21,7 +22,8 @@ struct SessionState {
   std::vector<float> logits;       ///< [vocab] after the last token
   std::vector<float> next_logits;  ///< [vocab] of a feed under way, swapped in when it succeeds
   bool has_logits = false;
-  bool generating = false;  ///< a live Generation uses this session
+  bool generating = false;       ///< a live Generation uses this session
+  std::optional<TokenId> unfed;  ///< the last token a Generation handed out, not in the cache yet
 
   int position() const { return int(tokens.size()); }
 };
@@ -35,6 +37,9 @@ struct InnerFeed {
 
 /// The one way tokens get into sessions: all or nothing (design.md 4). Arguments were checked.
 void feed_sessions(std::span<const InnerFeed> feeds, Watch watch);
+
+/// Feeds the tokens that generations left over, so that what comes next continues what was shown.
+void catch_up(std::span<const InnerFeed> feeds, const Watch& watch);
 
 /// Throws invalid_argument or context_full if `tokens` cannot be appended.
 void check_feed(const SessionState& session, std::span<const TokenId> tokens);

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "support/check.h"
-#include "text/utf8.h"
+#include "support/utf8.h"
 
 namespace guanaco {
 namespace {

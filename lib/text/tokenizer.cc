@@ -6,8 +6,8 @@
 
 #include "io/file.h"
 #include "support/check.h"
+#include "support/utf8.h"
 #include "text/protobuf.h"
-#include "text/utf8.h"
 
 namespace guanaco {
 namespace {
@@ -33,9 +33,9 @@ void read_piece(const std::filesystem::path& file, int id, std::string_view mess
   while (reader.next(field))
     if (field.number == 1 && field.type == ProtobufField::bytes)
       require(field.contents.find('\0') == std::string_view::npos, ErrorCode::malformed,
-              "{}: piece {} holds a NUL character", file.string(), id);
+              "{}: piece {} holds a NUL character", printable(file.native()), id);
   require(!reader.broken(), ErrorCode::malformed, "{}: piece {} is no protobuf message",
-          file.string(), id);
+          printable(file.native()), id);
 }
 
 void read_trainer(const std::filesystem::path& file, std::string_view message, ModelProto& model) {
@@ -47,7 +47,7 @@ void read_trainer(const std::filesystem::path& file, std::string_view message, M
     if (field.number == 24) model.treat_whitespace_as_suffix = field.value != 0;
   }
   require(!reader.broken(), ErrorCode::malformed, "{}: trainer_spec is no protobuf message",
-          file.string());
+          printable(file.native()));
 }
 
 void read_normalizer(const std::filesystem::path& file, std::string_view message,
@@ -61,7 +61,7 @@ void read_normalizer(const std::filesystem::path& file, std::string_view message
       model.add_dummy_prefix = field.value != 0;
   }
   require(!reader.broken(), ErrorCode::malformed, "{}: normalizer_spec is no protobuf message",
-          file.string());
+          printable(file.native()));
 }
 
 ModelProto read_model(const std::filesystem::path& file, std::string_view bytes) {
@@ -85,18 +85,19 @@ ModelProto read_model(const std::filesystem::path& file, std::string_view bytes)
     }
   }
   require(!reader.broken() && pieces > 0, ErrorCode::malformed,
-          "{}: expected a SentencePiece model, found {}", file.string(),
+          "{}: expected a SentencePiece model, found {}", printable(file.native()),
           bytes.empty()     ? "an empty file"
           : pieces > 0      ? "one that is cut short or damaged"
           : reader.broken() ? "other data"
                             : "no pieces");
   require(model.model_type == 2, ErrorCode::unsupported,
-          "{}: expected model_type 2 (BPE), found {}", file.string(),
+          "{}: expected model_type 2 (BPE), found {}", printable(file.native()),
           model.model_type == 1 ? "1 (UNIGRAM)" : fmt::to_string(model.model_type));
   require(!model.has_charsmap, ErrorCode::unsupported,
-          "{}: expected no precompiled_charsmap, found one", file.string());
+          "{}: expected no precompiled_charsmap, found one", printable(file.native()));
   require(!model.treat_whitespace_as_suffix, ErrorCode::unsupported,
-          "{}: expected spaces before words, found treat_whitespace_as_suffix", file.string());
+          "{}: expected spaces before words, found treat_whitespace_as_suffix",
+          printable(file.native()));
   return model;
 }
 
@@ -110,8 +111,8 @@ std::string one_line(std::string text) {
 void load_processor(const std::filesystem::path& file, const std::string& serialized,
                     SentencePieceProcessor& processor) {
   const auto status = processor.LoadFromSerializedProto({serialized.data(), serialized.size()});
-  require(status.ok(), ErrorCode::malformed, "{}: sentencepiece refuses it: {}", file.string(),
-          one_line(status.ToString()));
+  require(status.ok(), ErrorCode::malformed, "{}: sentencepiece refuses it: {}",
+          printable(file.native()), one_line(status.ToString()));
 }
 
 /// The bytes a token adds to a text.
@@ -164,7 +165,7 @@ Tokenizer::Tokenizer(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) 
 Tokenizer Tokenizer::load(const std::filesystem::path& file) {
   ModelProto model = read_model(file, read_text(file, kLimit));
   auto impl = std::make_shared<Impl>();
-  impl->file = file.string();
+  impl->file = printable(file.native());
   impl->drops_first_space = model.add_dummy_prefix;
   load_processor(file, model.serialized, impl->whole);
   // Concatenating serialised messages merges them: normalizer_spec { add_dummy_prefix: false }.

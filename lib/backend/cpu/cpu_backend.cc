@@ -9,7 +9,7 @@
 namespace guanaco::cpu {
 namespace {
 
-std::uint64_t round_up(std::uint64_t n, std::uint64_t unit) { return (n + unit - 1) / unit * unit; }
+static_assert(kPagePositions == kPageTokens, "the kernels and the interface mean the same pages");
 
 /// Packed positions of the widest product whose groups are whole blocks.
 int widest(const LlamaConfig& config) {
@@ -63,8 +63,12 @@ std::uint64_t page_bytes(const LlamaConfig& config) {
 
 /// Stores x as integers `stride` apart, and the scale that turns them back.
 void store_integers(const float* x, int count, int stride, std::int16_t* out, float* scale) {
-  float largest = 0;
-  for (int i = 0; i < count; ++i) largest = std::max(largest, std::abs(x[i]));
+  // As integers, magnitudes of floats keep their order and NaN is the largest: it reaches the
+  // scale.
+  std::uint32_t magnitude = 0;
+  for (int i = 0; i < count; ++i)
+    magnitude = std::max(magnitude, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
+  const float largest = std::bit_cast<float>(magnitude);
   const float inverse = largest > 0 ? 32767 / largest : 0;
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
   for (int i = 0; i < count; ++i)

@@ -75,8 +75,11 @@ struct Product {
 /// with a scale for each position take the memory of fp16 and are eight times as close: with fp16
 /// the cache alone made most of the error of the logits (3e-4 of their size; now 1e-4 and less).
 ///
-///     keys    int16 [head_dim][kPagePositions], so that lanes are positions; fp32 scales
-///     [kPagePositions] values  int16 [kPagePositions][head_dim]; fp32 scales [kPagePositions]
+///     keys:   int16 [head_dim][kPagePositions] | fp32 scales [kPagePositions]
+///
+///     values: int16 [kPagePositions][head_dim] | fp32 scales [kPagePositions]
+///
+/// The positions of a key's element are neighbours because they are what lanes hold.
 struct HeadCache {
   const std::byte* keys = nullptr;
   const std::byte* values = nullptr;

@@ -31,7 +31,7 @@ struct Softmax {
 
 template <int R>
 inline void score_page(const Query* queries, const std::byte* keys, const std::byte* values,
-                       int head_dim, float scale, Softmax<R>& softmax) {
+                       std::size_t page_stride, int head_dim, float scale, Softmax<R>& softmax) {
   const auto* const key = reinterpret_cast<const std::int16_t*>(keys);
   const float* const key_scales = scales_of(keys, head_dim);
   const float* const value_scales = scales_of(values, head_dim);
@@ -39,6 +39,9 @@ inline void score_page(const Query* queries, const std::byte* keys, const std::b
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) low[r] = high[r] = set(0.0f);
   for (int i = 0; i < head_dim; ++i) {
+    // A head's share of a page is short and the next one far away: the hardware sees no stream.
+    prefetch(values + i * kPagePositions * sizeof(std::int16_t));
+    prefetch(keys + page_stride + i * kPagePositions * sizeof(std::int16_t));
     const Floats first = load_integers(key + i * kPagePositions);
     const Floats second = load_integers(key + i * kPagePositions + 16);
 #pragma GCC unroll 8
@@ -132,7 +135,8 @@ void attend_tile(const Query* queries, const HeadCache& cache, int head_dim) {
       const int left = queries[r].keys - position;
       softmax.valid[r] = left < 0 ? 0 : left > kPagePositions ? kPagePositions : left;
     }
-    score_page<R>(queries, cache.keys + offset, cache.values + offset, head_dim, scale, softmax);
+    score_page<R>(queries, cache.keys + offset, cache.values + offset, cache.page_stride, head_dim,
+                  scale, softmax);
     int first = 0;
     for (; first + 16 * kWidth <= head_dim; first += 16 * kWidth)
       add_values<R, kWidth>(queries, cache.values + offset, head_dim, first, softmax);

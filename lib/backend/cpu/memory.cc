@@ -15,10 +15,6 @@ namespace {
 
 constexpr std::uint64_t kHugePage = 2 << 20;
 
-std::uint64_t round_up(std::uint64_t bytes, std::uint64_t unit) {
-  return (bytes + unit - 1) / unit * unit;
-}
-
 /// The number that follows `key` in a file of the system; the first number if the key is empty.
 std::optional<std::uint64_t> number(const char* path, std::string_view key) {
   std::ifstream file(path);

@@ -7,6 +7,10 @@
 
 namespace guanaco::cpu {
 
+constexpr std::uint64_t round_up(std::uint64_t n, std::uint64_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
+
 /// Zeroed memory straight from the system and back to it when destroyed; large ones lie on 2 MiB
 /// pages, because streaming gigabytes through 4 KiB pages spends its time on address translation.
 class Buffer {

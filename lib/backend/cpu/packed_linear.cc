@@ -10,7 +10,6 @@
 namespace guanaco::cpu {
 namespace {
 
-std::uint64_t round_up(std::uint64_t n, std::uint64_t unit) { return (n + unit - 1) / unit * unit; }
 std::uint64_t divide_up(std::uint64_t n, std::uint64_t unit) { return (n + unit - 1) / unit; }
 
 /// How the inputs of a GPTQ linear become packed positions.

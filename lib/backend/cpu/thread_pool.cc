@@ -48,6 +48,9 @@ ThreadPool::ThreadPool(int threads) : spins_(threads <= usable_cpus()) {
     stop();
     fail(ErrorCode::out_of_memory, "threads: {} wanted, the system gave {}: {}", threads, made,
          error.what());
+  } catch (...) {
+    stop();
+    throw;
   }
 }
 

@@ -23,8 +23,8 @@ class ThreadPool {
   int threads() const noexcept { return int(workers_.size()) + 1; }
 
   /// Calls body(begin, end) with ranges that together are [0, count) and returns when all are done.
-  /// A thread that is held up leaves ranges to the others. Allocates nothing. Throws what a body threw, the first of
-  /// them.
+  /// A thread that is held up leaves ranges to the others. Allocates nothing. Throws what a body
+  /// threw, the first of them.
   template <typename F>
   void parallel_for(int count, F&& body) {
     using Callable = std::remove_reference_t<F>;

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+
+namespace guanaco {
+
+/// Lets one pass at a time use the backend, in the order of asking: a long feed gives way to others
+/// after each of its passes. Waiting allocates nothing. A Lockable, too.
+class PassQueue {
+ public:
+  /// Waits for its turn. `look` is called now and then meanwhile, and gives up by throwing.
+  template <typename F>
+  void lock(F&& look) {
+    std::unique_lock guard(mutex_);
+    Waiter self;
+    append(self);
+    while (held_ || first_ != &self) {
+      changed_.wait_for(guard, std::chrono::milliseconds(10));
+      try {
+        look();
+      } catch (...) {
+        remove(self);
+        changed_.notify_all();
+        throw;
+      }
+    }
+    held_ = true;
+    first_ = self.next;  // `self` goes with this frame; who comes next waits for held_
+    if (first_ == nullptr) last_ = nullptr;
+  }
+  void lock() {
+    lock([] {});
+  }
+  void unlock() {
+    const std::lock_guard guard(mutex_);
+    held_ = false;
+    changed_.notify_all();
+  }
+
+ private:
+  struct Waiter {
+    Waiter* next = nullptr;
+  };
+  void append(Waiter& waiter) {
+    (last_ != nullptr ? last_->next : first_) = &waiter;
+    last_ = &waiter;
+  }
+  void remove(Waiter& waiter) {
+    Waiter* before = nullptr;
+    for (Waiter* at = first_; at != &waiter; at = at->next) before = at;
+    (before != nullptr ? before->next : first_) = waiter.next;
+    if (last_ == &waiter) last_ = before;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Waiter *first_ = nullptr, *last_ = nullptr;  ///< on the stacks of the threads that wait
+  bool held_ = false;
+};
+
+}  // namespace guanaco
