@@ -16,5 +16,8 @@ install(FILES ${PROJECT_BINARY_DIR}/guanaco-config.cmake ${PROJECT_BINARY_DIR}/g
 # Paths in guanaco.pc are relative to itself, so that the prefix may be moved.
 set(pkgconfig_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 file(RELATIVE_PATH pkgconfig_to_prefix /prefix/${pkgconfig_dir} /prefix)
+if(GUANACO_CUDA)
+  set(pkgconfig_cuda " -L${CUDAToolkit_LIBRARY_DIR} -Wl,-rpath,${CUDAToolkit_LIBRARY_DIR} -lcudart_static -lcublasLt -ldl -lrt")
+endif()
 configure_file(cmake/guanaco.pc.in ${PROJECT_BINARY_DIR}/guanaco.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/guanaco.pc DESTINATION ${pkgconfig_dir})

@@ -50,13 +50,13 @@ install_packages() {
       "use Debian 12, Ubuntu 24.04 or later, or install it from https://cmake.org/download"
 }
 
-# Configures and builds a preset: build_preset NAME [cmake --build arguments]
+# Configures (with $configure_options) and builds a preset: build_preset NAME [cmake --build arguments]
 build_preset() {
   preset=$1
   shift
   if [ ! -f "build/$preset/build.ninja" ]; then
     say "configuring build/$preset"
-    cmake --preset "$preset" >&2 || stop "cmake could not configure: see its message above"
+    cmake --preset "$preset" ${configure_options:-} >&2 || stop "cmake could not configure: see its message above"
   fi
   say "building build/$preset"
   cmake --build --preset "$preset" "$@" >&2 ||
