@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 #include <guanaco/guanaco.h>
 
+#include "error_of.h"
 #include "synthetic.h"
 
 // Loading, inspecting, estimating: what can be said of a model before anything is fed.
@@ -14,22 +15,6 @@ namespace {
 
 constexpr std::string_view kPrompt =
     "### Human: What are the benefits of regular exercise? ### Assistant:";
-
-template <typename F>
-Error error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error;
-  }
-  FAIL("expected a guanaco::Error");
-  return {ErrorCode::internal, ""};
-}
-
-bool contains(const Error& error, std::string_view text) {
-  INFO(error.what());
-  return std::string_view(error.what()).find(text) != std::string_view::npos;
-}
 
 TEST_CASE("loading reports its progress and can be given up at any point") {
   std::uint64_t last = 0, calls = 0;

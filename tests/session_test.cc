@@ -10,6 +10,7 @@
 #include <doctest/doctest.h>
 #include <guanaco/guanaco.h>
 
+#include "error_of.h"
 #include "synthetic.h"
 
 // Counts every allocation of this program, so that a test can show that steady decoding makes none.
@@ -51,22 +52,6 @@ std::vector<float> logits_after(const Model& model, std::span<const TokenId> tok
   Session session(model, {.context = 256});
   session.feed(tokens);
   return copy(session.logits());
-}
-
-template <typename F>
-Error error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    return error;
-  }
-  FAIL("expected a guanaco::Error");
-  return {ErrorCode::internal, ""};
-}
-
-bool contains(const Error& error, std::string_view text) {
-  INFO(error.what());
-  return std::string_view(error.what()).find(text) != std::string_view::npos;
 }
 
 TEST_CASE("feeding in slices gives the same logits as feeding at once") {
