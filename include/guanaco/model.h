@@ -103,7 +103,7 @@ class Model {
   bool has_tokenizer() const noexcept;
 
  private:
-  friend class Session;
+  friend struct LoadedModel;
   explicit Model(std::shared_ptr<LoadedModel> loaded) : loaded_(std::move(loaded)) {}
   std::shared_ptr<LoadedModel> loaded_;
 };

@@ -9,6 +9,8 @@
 
 namespace guanaco {
 
+struct SamplerAccess;  // for choices that a device makes; the library's own
+
 /// How the next token is chosen (reference/formats.md 8.1). Applied in this order, which is
 /// transformers': repetition, frequency and presence penalty, temperature, top-k, top-p, min-p;
 /// then one draw from what is left. Wherever tokens are equally likely, the lower id goes first.
@@ -51,6 +53,7 @@ class Sampler {
   const SamplerOptions& options() const noexcept { return options_; }
 
  private:
+  friend struct SamplerAccess;
   struct Candidate {
     float logit;
     TokenId token;

@@ -64,12 +64,13 @@ class Session {
   void feed(std::span<const TokenId> tokens, const FeedOptions& options = {});
 
   /// Like feed(), and gives the natural log-probability of each token after all before it. The
-  /// first token of an empty session is preceded by nothing and gets 0. After a rewind() the last
-  /// token kept is computed again, since its logits are needed.
+  /// first token of an empty session is preceded by nothing and gets 0. Where logits() is empty the
+  /// last token is computed again, since they are needed.
   std::vector<float> score(std::span<const TokenId> tokens, const FeedOptions& options = {});
 
-  /// [vocab] unnormalised natural-log scores of the next token; empty before the first feed and
-  /// after a rewind() that dropped tokens. Lives until the next call that is not const.
+  /// [vocab] unnormalised natural-log scores of the next token; empty before the first feed, after
+  /// a rewind() that dropped tokens, and after a Generation whose tokens were chosen on a GPU, where
+  /// their logits stay. Lives until the next call that is not const.
   std::span<const float> logits() const noexcept;
 
   std::span<const TokenId> tokens() const noexcept;  ///< all that the cache holds
@@ -89,7 +90,8 @@ class Session {
   /// Starts a reply. The prompt is appended: as the beginning of a text (bos() first) if the
   /// session is empty, else as its continuation. No device work happens before the first next().
   /// The Generation uses this session alone until it is destroyed; it stays valid if the session
-  /// object is moved. Throws invalid_argument, context_full.
+  /// object is moved. An empty prompt goes on after the last token. Throws invalid_argument,
+  /// context_full.
   Generation generate(std::string_view prompt, Sampler sampler, GenerateOptions options = {});
   Generation generate(std::span<const TokenId> prompt, Sampler sampler,
                       GenerateOptions options = {});
@@ -115,12 +117,15 @@ struct Piece {
       text;  ///< whole code points that it releases, possibly none; until the next call
   std::string_view bytes;  ///< what the token itself stands for; lives as long as the model
   TokenId token;           ///< -1 in the last piece if that only releases text that was held back
-  float logprob;           ///< natural log, before temperature and penalties
+  /// Natural log, before temperature and penalties, among the ids that may be chosen: those with a
+  /// piece, where there is a tokenizer.
+  float logprob;
 };
 
 /// Text, token by token. Move-only; one thread at a time. Without a tokenizer all text is empty.
 /// The last token handed out is computed when something comes after it: the session holds it once
-/// it is fed, scored or generated from again, and forgets it when it is rewound or reused.
+/// it is fed, scored or generated from again, and forgets it when it is rewound or reused. A GPU
+/// may already compute the token after it, while the program works on this one.
 class Generation {
  public:
   Generation(Generation&&) noexcept;

@@ -4,6 +4,13 @@
 
 namespace guanaco {
 
+unsigned Backend::choose(const DeviceWeight&, const DeviceWeight&, std::span<const ChoiceRule>) {
+  fail(ErrorCode::internal, "this backend leaves the choice of tokens to the host");
+}
+void Backend::chosen(unsigned, std::span<Choice>) {
+  fail(ErrorCode::internal, "this backend leaves the choice of tokens to the host");
+}
+
 std::unique_ptr<Backend> make_backend(const ModelOptions& options) {
   require(options.threads >= 0 && options.threads <= 1024, ErrorCode::invalid_argument,
           "threads: expected 0 to 1024, found {}", options.threads);

@@ -47,6 +47,9 @@ struct Rows {
   std::span<const int> positions;    ///< [R] 0-based, in the row's sequence
   std::span<const int> sequences;    ///< [R] index into caches
   std::span<KvPages* const> caches;  ///< [sequences]
+  /// The tokens are those that choose() chose for the same rows in the pass before this one, and
+  /// may not be known here yet: `tokens` counts, but is not read.
+  bool chosen = false;
   int count() const { return int(tokens.size()); }
 };
 
@@ -58,8 +61,25 @@ enum class Activation {
   mlp,       ///< [R, ffn]: silu(gate) * up
 };
 
+/// How the token after a row is chosen: as a Sampler without penalties does (guanaco/sampler.h).
+struct ChoiceRule {
+  float temperature = 0;  ///< 0: greedy
+  float top_p = 1, min_p = 0;
+  int top_k = 0;
+  int choices = 0;           ///< only ids below are chosen
+  std::uint64_t seed = 0;    ///< of the draw
+  std::uint64_t draws = 0;   ///< draws made with the seed before this one
+};
+/// One choice. token -1: a logit is NaN or +inf, or all are -inf.
+struct Choice {
+  TokenId token = -1;
+  float logprob = 0;  ///< natural, of the token under softmax(logits) of the ids below `choices`
+};
+
 /// A device that holds packed weights and key/value pages and runs the forward pass in seven stages
-/// (design.md 3). The stages run in order on one thread at a time; forward() is their only caller.
+/// (design.md 3). The stages run in order on one thread at a time; forward() is their only caller. A
+/// backend may put stages off until the pass ends; embed() begins a pass, and forgets one that was
+/// never ended.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -105,6 +125,23 @@ class Backend {
   virtual void logits(const DeviceWeight& norm, const DeviceWeight& head,
                       std::span<const int> which, std::span<float> out) = 0;
   static constexpr int kLogitRows = 16;
+
+  // The end of a pass, after the logits() that it wants or instead of them.
+  /// All rows of the pass are in the cache (or will be before anything that comes later).
+  virtual void end_pass() {}
+  /// True if choose() can be called for up to that many rows.
+  virtual bool can_choose(int rows) const {
+    static_cast<void>(rows);
+    return false;
+  }
+  /// Stage 7 with the choice of the next token for every row of the pass, in order, and its end.
+  /// Does not wait for the device: returns a ticket for chosen(). At most kChoicesAhead tickets may
+  /// be open.
+  virtual unsigned choose(const DeviceWeight& norm, const DeviceWeight& head,
+                          std::span<const ChoiceRule> rules);
+  /// Waits for what choose() chose. out: [rows] of that pass.
+  virtual void chosen(unsigned ticket, std::span<Choice> out);
+  static constexpr int kChoicesAhead = 2;
 
   // For tests: what a stage left, and setting up what it is to find. [R, width].
   virtual std::vector<float> read(Activation activation, int rows) const = 0;

@@ -29,7 +29,8 @@ struct Watch {
 };
 
 /// THE forward pass (reference/formats.md 2.1), up to the residual stream after the last layer.
-/// Logits are then asked for row by row: Backend::logits. The caller holds the backend alone.
+/// What comes after it ends the pass: logits() of some rows and end_pass(), or choose(). The caller
+/// holds the backend alone.
 void forward(Backend& backend, const ModelWeights& weights, const Rows& rows, const Watch& watch);
 
 }  // namespace guanaco

@@ -6,6 +6,7 @@
 #include <guanaco/model.h>
 
 #include "backend/backend.h"
+#include "model/choosing_passes.h"
 #include "model/forward.h"
 #include "model/pass_queue.h"
 
@@ -30,8 +31,12 @@ struct LoadedModel {
     std::vector<int> positions;    ///< [rows]
     std::vector<int> sequences;    ///< [rows]
     std::vector<KvPages*> caches;  ///< [rows]: a sequence has at least one row
-    std::vector<float> logits;     ///< [Backend::kLogitRows, vocab], for scoring
+    std::vector<float> logits;     ///< [Backend::kLogitRows, vocab], of several rows
+    std::vector<ChoiceRule> rules;
+    ChoosingPasses choosing;  ///< to be collected before the backend does anything else
   } pass;
+
+  static LoadedModel& of(const Model& model) { return *model.loaded_; }
 
   /// Ids that sampling may choose: rows of the head that are pieces of the tokenizer.
   int choices() const {

@@ -5,6 +5,7 @@
 #include <guanaco/session.h>
 #include <guanaco/stream.h>
 
+#include "session/run_ahead.h"
 #include "session/session_state.h"
 #include "support/check.h"
 
@@ -29,13 +30,16 @@ struct GenerationState {
   Finish finish = Finish::none;
   int tokens = 0;              ///< of the reply
   bool prompt = true;          ///< pending is the prompt
+  Claim claim;                 ///< to what the device chooses after pending
   std::optional<Piece> ready;  ///< computed, not handed out
   std::string text;            ///< what the ready piece shows
 
-  /// What step() works on when this generation is its first: kept, so that a steady step allocates
+  /// What a step works on when this generation is its first: kept, so that a steady step allocates
   /// nothing.
   struct StepLists {
-    std::vector<GenerationState*> waiting;
+    std::vector<GenerationState*> all;
+    std::vector<GenerationState*> waiting;  ///< those that need a pass
+    std::vector<StepRow> rows;              ///< [waiting]
     std::vector<InnerFeed> feeds;
     std::vector<std::stop_token> cancel;
   } step_lists;
@@ -45,15 +49,10 @@ struct GenerationState {
     if (!prompt && !pending.empty()) session->unfed = pending.back();
   }
 
-  /// What was pending is in the session now.
-  void fed() {
-    pending.clear();
-    prompt = false;
-  }
-
   /// Ends the reply; what the stream held back becomes part of the ready piece, or one of its own.
   void end(Finish why) {
     finish = why;
+    claim = {};
     if (why == Finish::stop_text) return;
     const std::string_view held = stream.finish();
     text += held;
@@ -76,17 +75,51 @@ struct GenerationState {
     return finish == Finish::none;
   }
 
-  /// Chooses the next token from the session's logits.
+  StepRow step_row() {
+    const int choices = session->loaded.choices();
+    return {
+        .session = session.get(),
+        .claim = &claim,
+        .token = pending.empty() ? -1 : pending.back(),
+        .steady = !prompt && pending.size() == 1 && !SamplerAccess::penalises(sampler),
+        .goes_on = tokens + 1 < options.max_tokens && session->position() + 2 <= session->context,
+        .rule = SamplerAccess::rule(sampler, choices)};
+  }
+
+  /// Goes on with the choice that the device made, or makes one from the session's logits; what was
+  /// pending has been fed.
   void choose() {
+    if (claim.choice) {
+      const Choice choice = *std::exchange(claim.choice, std::nullopt);
+      session->tokens.push_back(pending.back());
+      session->has_logits = false;
+      pending.clear();
+      if (choice.token < 0) claim = {};
+      require(
+          choice.token >= 0, ErrorCode::invalid_argument,
+          "logits: expected numbers or -inf and at least one above -inf, so that a token can be "
+          "chosen");
+      SamplerAccess::drawn(sampler);
+      show(choice.token, choice.logprob);
+    } else {
+      pending.clear();
+      prompt = false;
+      const std::span<const float> logits =
+          std::span<const float>(session->logits).first(std::size_t(session->loaded.choices()));
+      const TokenId token = sampler.sample(logits);
+      show(token, log_probability(logits, token));
+    }
+  }
+
+  /// Makes a piece of the chosen token, or ends the reply.
+  void show(TokenId token, float logprob) {
     const LoadedModel& model = session->loaded;
-    const std::span<const float> logits = session->logits;
-    const TokenId token = sampler.sample(logits.first(std::size_t(model.choices())));
     if (options.stop_at_end_of_text && token == model.end_of_text())
       return end(Finish::end_of_text);
     const std::string_view bytes =
         model.tokenizer ? model.tokenizer->piece(token) : std::string_view();
     text = stream.push(bytes);
-    ready = Piece{text, bytes, token, log_probability(logits, token)};
+    ready = Piece{text, bytes, token, logprob};
     pending.push_back(token);
     ++tokens;
     if (stream.stop()) {
@@ -115,7 +148,7 @@ Generation Session::generate(std::span<const TokenId> prompt, Sampler sampler,
           "the session is in use by a generation");
   require(options.max_tokens >= 1, ErrorCode::invalid_argument,
           "GenerateOptions::max_tokens is {}, expected 1 or more", options.max_tokens);
-  require(!prompt.empty() || state_->has_logits || state_->unfed, ErrorCode::invalid_argument,
+  require(!prompt.empty() || !state_->tokens.empty() || state_->unfed, ErrorCode::invalid_argument,
           "the prompt is empty and the session has nothing to go on from");
   check_feed(*state_, prompt);
   sampler.accept(state_->tokens);
@@ -127,25 +160,61 @@ Generation Session::generate(std::span<const TokenId> prompt, Sampler sampler,
   return Generation(std::move(state));
 }
 
-std::optional<Piece> Generation::next() {
-  GenerationState& self = *state_;
-  if (self.wants_pass()) {
-    if (!self.pending.empty()) {
-      const InnerFeed feed{self.session.get(), self.pending};
-      try {
-        feed_sessions({&feed, 1}, {.cancel = {&self.options.cancel, 1},
-                                   .progress = self.prompt ? &self.options.progress : nullptr});
-      } catch (const Error& error) {
-        if (error.code() != ErrorCode::cancelled) throw;
-        self.end(Finish::cancelled);
-      }
+namespace {
+
+/// Feeds those whose token the device does not choose.
+void feed_the_rest(GenerationState::StepLists& lists,
+                   const std::function<void(int, int)>* progress) {
+  lists.feeds.clear();
+  for (GenerationState* const self : lists.waiting) {
+    if (self->claim.choice) continue;
+    if (self->pending.empty()) restore_logits(*self->session, lists.cancel);
+    lists.feeds.push_back({self->session.get(), self->pending});
+  }
+  feed_sessions(lists.feeds, {.cancel = lists.cancel, .progress = progress});
+}
+
+/// Computes one token for each that needs one.
+void compute_tokens(std::span<GenerationState* const> generations,
+                    const std::function<void(int, int)>* progress) {
+  GenerationState::StepLists& lists = generations.front()->step_lists;
+  for (;;) {
+    lists.waiting.clear();
+    lists.rows.clear();
+    lists.cancel.clear();
+    for (GenerationState* const self : generations) {
+      if (!self->wants_pass()) continue;
+      lists.waiting.push_back(self);
+      lists.rows.push_back(self->step_row());
+      if (self->options.cancel.stop_possible()) lists.cancel.push_back(self->options.cancel);
     }
-    if (self.finish == Finish::none) {
-      self.fed();
-      self.choose();
+    if (lists.waiting.empty()) return;
+    try {
+      choose_on_device(lists.waiting.front()->session->loaded, lists.rows, lists.cancel);
+      feed_the_rest(lists, progress);
+      break;
+    } catch (const Error& error) {
+      // One of them was cancelled in mid-pass: it ends at the top of the loop, the others go on.
+      if (error.code() != ErrorCode::cancelled ||
+          std::ranges::none_of(lists.cancel, &std::stop_token::stop_requested))
+        throw;
     }
   }
-  return std::exchange(self.ready, std::nullopt);
+  std::exception_ptr failure;  // one that cannot choose does not keep the others from it
+  for (GenerationState* const self : lists.waiting) try {
+      self->choose();
+    } catch (...) {
+      if (!failure) failure = std::current_exception();
+    }
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace
+
+std::optional<Piece> Generation::next() {
+  GenerationState* const self = state_.get();
+  compute_tokens({&self, 1}, self->prompt ? &self->options.progress : nullptr);
+  return std::exchange(self->ready, std::nullopt);
 }
 
 std::string Generation::rest() {
@@ -171,36 +240,10 @@ void step(std::span<Generation* const> generations) {
   }
 
   if (generations.empty()) return;
-  auto& [waiting, feeds, cancel] = generations[0]->state_->step_lists;
-  for (;;) {
-    waiting.clear();
-    feeds.clear();
-    cancel.clear();
-    for (Generation* const generation : generations) {
-      GenerationState& self = *generation->state_;
-      if (!self.wants_pass()) continue;
-      waiting.push_back(&self);
-      feeds.push_back({self.session.get(), self.pending});
-      if (self.options.cancel.stop_possible()) cancel.push_back(self.options.cancel);
-    }
-    if (waiting.empty()) return;
-    try {
-      feed_sessions(feeds, {.cancel = cancel});
-      break;
-    } catch (const Error& error) {
-      // One of them was cancelled in mid-pass: it ends at the top of the loop, the others are
-      // computed anew.
-      if (error.code() != ErrorCode::cancelled) throw;
-    }
-  }
-  for (GenerationState* const self : waiting) self->fed();
-  std::exception_ptr failure;  // one that cannot choose does not keep the others from it
-  for (GenerationState* const self : waiting) try {
-      self->choose();
-    } catch (...) {
-      if (!failure) failure = std::current_exception();
-    }
-  if (failure) std::rethrow_exception(failure);
+  std::vector<GenerationState*>& all = generations[0]->state_->step_lists.all;
+  all.clear();
+  for (Generation* const generation : generations) all.push_back(generation->state_.get());
+  compute_tokens(all, nullptr);
 }
 
 }  // namespace guanaco

@@ -21,9 +21,9 @@ struct SessionState {
   std::vector<TokenId> tokens;     ///< what the cache holds; room for `context` is reserved
   std::vector<float> logits;       ///< [vocab] after the last token
   std::vector<float> next_logits;  ///< [vocab] of a feed under way, swapped in when it succeeds
-  bool has_logits = false;
-  bool generating = false;       ///< a live Generation uses this session
-  std::optional<TokenId> unfed;  ///< the last token a Generation handed out, not in the cache yet
+  bool has_logits = false;         ///< false where the device chose the token after them itself
+  bool generating = false;         ///< a live Generation uses this session
+  std::optional<TokenId> unfed;    ///< the last token a Generation handed out, not in the cache yet
 
   int position() const { return int(tokens.size()); }
 };
@@ -40,6 +40,10 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch);
 
 /// Feeds the tokens that generations left over, so that what comes next continues what was shown.
 void catch_up(std::span<const InnerFeed> feeds, const Watch& watch);
+
+/// Computes the last token again if its logits are not here: after a rewind, or when they stayed on
+/// the device. Not for a session whose last token is unfed.
+void restore_logits(SessionState& session, std::span<const std::stop_token> cancel);
 
 /// Throws invalid_argument or context_full if `tokens` cannot be appended.
 void check_feed(const SessionState& session, std::span<const TokenId> tokens);

@@ -1,0 +1,576 @@
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <doctest/doctest.h>
+#include <guanaco/guanaco.h>
+
+#include "choosing_backend.h"
+#include "error_of.h"
+
+// Counts the allocations of this program, so that a test can show that steady decoding makes none.
+namespace {
+std::atomic<long> allocations = 0;
+}
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  if (guanaco::counting) ++allocations;
+  if (void* const memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace guanaco {
+namespace {
+
+Model load() {
+  return Model::load(GUANACO_MODEL, {.device = Device::cpu, .threads = 2, .rows = 32});
+}
+
+/// Where the host chooses.
+const Model& host() {
+  static const Model model = load();
+  return model;
+}
+
+/// Where the device chooses; checks at its end that the backend was used as it may be.
+class DeviceModel {
+ public:
+  DeviceModel() {
+    LoadedModel& loaded = LoadedModel::of(model);
+    auto choosing =
+        std::make_unique<ChoosingBackend>(std::move(loaded.backend), loaded.config.vocab);
+    backend = choosing.get();
+    loaded.backend = std::move(choosing);
+  }
+  ~DeviceModel() {
+    for (const std::string& breach : backend->breaches) FAIL_CHECK(breach);
+  }
+
+  Model model = load();
+  ChoosingBackend* backend;
+};
+
+std::vector<TokenId> ids(std::string_view text) { return host().tokenizer().encode(text); }
+
+constexpr std::string_view kPrompt =
+    "### Human: What are the benefits of regular exercise? ### Assistant:";
+constexpr std::string_view kPrompts[] = {kPrompt, "The king had three daughters, and", "Hello"};
+
+/// All that a reply shows.
+struct Reply {
+  std::string text;
+  std::vector<TokenId> tokens;
+  std::vector<float> logprobs;
+  Finish finish = Finish::none;
+
+  void take(const Piece& piece) {
+    text += piece.text;
+    tokens.push_back(piece.token);
+    logprobs.push_back(piece.logprob);
+  }
+  bool operator==(const Reply&) const = default;
+};
+
+/// Up to `most` tokens of a generation.
+Reply run(Generation& generation, int most = 1 << 20) {
+  Reply reply;
+  for (int i = 0; i < most; ++i) {
+    const std::optional<Piece> piece = generation.next();
+    if (!piece) break;
+    reply.take(*piece);
+  }
+  reply.finish = generation.finish();
+  return reply;
+}
+
+Reply reply_of(Session& session, std::string_view prompt, const Sampler& sampler,
+               const GenerateOptions& options, int most = 1 << 20) {
+  Generation generation = session.generate(prompt, sampler, options);
+  return run(generation, most);
+}
+Reply reply_of(const Model& model, std::string_view prompt, const Sampler& sampler,
+               const GenerateOptions& options) {
+  Session session(model, {.context = 256});
+  return reply_of(session, prompt, sampler, options);
+}
+
+/// What a session holds, seen from its position, its tokens and the scores of what follows.
+struct Held {
+  std::vector<TokenId> tokens;
+  std::vector<float> scores, logits;
+  bool operator==(const Held&) const = default;
+};
+Held held(Session& session) {
+  Held held;
+  held.tokens.assign(session.tokens().begin(), session.tokens().end());
+  if (session.position() + 8 > session.context()) return held;  // no room for more
+  held.scores = session.score(ids("and then"));
+  held.logits.assign(session.logits().begin(), session.logits().end());
+  return held;
+}
+
+const SamplerOptions kSamplings[] = {
+    {.temperature = 0},
+    {.temperature = 1, .top_p = 1},
+    {.temperature = 0.8f, .top_k = 40, .top_p = 1},
+    {.temperature = 0.9f, .top_p = 0.9f},
+    {.temperature = 1.2f, .top_p = 1, .min_p = 0.05f},
+    {.temperature = 0.7f, .top_k = 50, .top_p = 0.95f, .min_p = 0.02f},
+};
+Sampler sampler(SamplerOptions options, std::uint64_t seed) {
+  options.seed = seed;
+  return Sampler(options);
+}
+const Sampler kGreedy({.temperature = 0});
+
+TEST_CASE("the device chooses what the host would") {
+  const DeviceModel device;
+  for (const SamplerOptions& options : kSamplings)
+    for (const std::uint64_t seed : {1u, 2u, 77u}) {
+      CAPTURE(options.temperature);
+      CAPTURE(seed);
+      const int before = device.backend->rows_chosen;
+      const GenerateOptions limits{.max_tokens = 30};
+      const Reply reply = reply_of(device.model, kPrompt, sampler(options, seed), limits);
+      CHECK(reply == reply_of(host(), kPrompt, sampler(options, seed), limits));
+      CHECK(device.backend->rows_chosen >= before + int(reply.tokens.size()) - 1);
+    }
+}
+
+TEST_CASE("replies end alike and leave the same session wherever tokens are chosen") {
+  const DeviceModel device;
+  struct Ending {
+    GenerateOptions options;
+    int context;
+    Finish finish;
+  };
+  const Ending endings[] = {
+      {{.max_tokens = 200}, 256, Finish::end_of_text},
+      {{.max_tokens = 200, .stops = {"zebra", "a woman"}}, 256, Finish::stop_text},
+      {{.max_tokens = 1}, 256, Finish::max_tokens},
+      {{.max_tokens = 2}, 256, Finish::max_tokens},
+      {{.max_tokens = 3}, 256, Finish::max_tokens},
+      {{.max_tokens = 17}, 256, Finish::max_tokens},
+      {{.max_tokens = 200}, 16, Finish::context_full},
+      {{.max_tokens = 200}, 17, Finish::context_full},
+      {{.max_tokens = 200}, 18, Finish::context_full},
+      {{.max_tokens = 200}, 23, Finish::context_full},
+  };
+  for (const Ending& ending : endings) {
+    CAPTURE(ending.options.max_tokens);
+    CAPTURE(ending.context);
+    Session here(host(), {.context = ending.context}),
+        there(device.model, {.context = ending.context});
+    const Reply expected = reply_of(here, kPrompt, kGreedy, ending.options);
+    CHECK(reply_of(there, kPrompt, kGreedy, ending.options) == expected);
+    CHECK(expected.finish == ending.finish);
+    CHECK(held(there) == held(here));
+  }
+}
+
+TEST_CASE("the device gets the next pass before the host waits for a token") {
+  const DeviceModel device;
+  Session session(device.model, {.context = 256});
+  const GenerateOptions options{.max_tokens = 20, .stop_at_end_of_text = false};
+  CHECK(reply_of(session, "The", kGreedy, options).tokens.size() == 20);
+  CHECK(device.backend->passes == 20);       // the prompt and 19 tokens: none in vain
+  CHECK(device.backend->rows_chosen == 19);  // the first token is the host's
+  CHECK(device.backend->ran_ahead == 18);
+  CHECK(device.backend->ended == 1);  // the prompt
+  CHECK(device.backend->logits_calls == 1);
+}
+
+TEST_CASE("a step runs ahead for all its generations") {
+  const DeviceModel device;
+  std::vector<Session> sessions;
+  std::vector<Generation> generations;
+  std::vector<Generation*> group;
+  for (int i = 0; i < 3; ++i) sessions.emplace_back(device.model, SessionOptions{256});
+  for (std::size_t i = 0; i < 3; ++i)
+    generations.push_back(sessions[i].generate(kPrompts[i], kGreedy,
+                                               {.max_tokens = 20, .stop_at_end_of_text = false}));
+  for (Generation& generation : generations) group.push_back(&generation);
+  for (int i = 0; i < 20; ++i) {
+    step(group);
+    for (Generation& generation : generations) CHECK(generation.next());
+  }
+  CHECK(device.backend->ran_ahead == 18);
+  CHECK(device.backend->rows_chosen == 19 * 3);
+}
+
+TEST_CASE("generations of a step may end and be replaced at any time") {
+  const DeviceModel device;
+  const int lengths[] = {5, 9, 14, 3, 11, 6, 1, 8, 2};
+  const auto limits = [&](std::size_t i) {
+    return GenerateOptions{.max_tokens = lengths[i], .stop_at_end_of_text = i % 2 == 0};
+  };
+  const auto sampling = [](std::size_t i) { return sampler(kSamplings[i % 6], i); };
+  std::vector<Session> sessions;
+  for (std::size_t i = 0; i < std::size(lengths); ++i)
+    sessions.emplace_back(device.model, SessionOptions{256});
+  std::vector<std::optional<Generation>> running(std::size(lengths));
+  std::vector<Reply> replies(std::size(lengths));
+  std::size_t started = 0, ended = 0;
+  for (int round = 0; ended < std::size(lengths); ++round) {
+    std::vector<Generation*> group;
+    for (; started < std::size(lengths) && started - ended < 3; ++started)
+      running[started] =
+          sessions[started].generate(kPrompts[started % 3], sampling(started), limits(started));
+    for (std::optional<Generation>& generation : running)
+      if (generation) group.push_back(&*generation);
+    if (round % 7 == 6) std::swap(group.front(), group.back());  // the order may change, too
+    step(group);
+    for (std::size_t i = 0; i < started; ++i) {
+      if (!running[i]) continue;
+      if (round % 5 == 4 && i % 3 == 1) continue;  // and not all take their token at once
+      if (const auto piece = running[i]->next()) replies[i].take(*piece);
+      if (running[i]->finish() == Finish::none) continue;
+      while (const auto piece = running[i]->next()) replies[i].take(*piece);
+      replies[i].finish = running[i]->finish();
+      running[i].reset();
+      ++ended;
+    }
+  }
+  for (std::size_t i = 0; i < std::size(lengths); ++i) {
+    CAPTURE(i);
+    CHECK(replies[i] == reply_of(host(), kPrompts[i % 3], sampling(i), limits(i)));
+  }
+  CHECK(device.backend->ran_ahead > 0);
+}
+
+TEST_CASE("the order of the generations of a step may change") {
+  const DeviceModel device;
+  Session first(device.model, {.context = 256}), second(device.model, {.context = 256});
+  const GenerateOptions options{.max_tokens = 15, .stop_at_end_of_text = false};
+  Generation one = first.generate("The", sampler(kSamplings[1], 3), options),
+             two = second.generate("Hello", sampler(kSamplings[3], 4), options);
+  Reply replies[2];
+  for (int i = 0; i < 15; ++i) {
+    Generation* const group[] = {i % 4 < 2 ? &one : &two, i % 4 < 2 ? &two : &one};
+    step(group);
+    replies[0].take(*one.next());
+    replies[1].take(*two.next());
+  }
+  replies[0].finish = one.finish();
+  replies[1].finish = two.finish();
+  CHECK(replies[0] == reply_of(host(), "The", sampler(kSamplings[1], 3), options));
+  CHECK(replies[1] == reply_of(host(), "Hello", sampler(kSamplings[3], 4), options));
+  CHECK(device.backend->rows_chosen == 2 * 14);  // every token was computed once
+}
+
+TEST_CASE("two sessions that take turns lose no pass to each other") {
+  const DeviceModel device;
+  Session first(device.model, {.context = 256}), second(device.model, {.context = 256});
+  const GenerateOptions options{.max_tokens = 20, .stop_at_end_of_text = false};
+  Generation one = first.generate("The", sampler(kSamplings[1], 3), options),
+             two = second.generate("Hello", sampler(kSamplings[3], 4), options);
+  Reply replies[2];
+  for (int i = 0; i < 20; ++i) {
+    replies[0].take(*one.next());
+    replies[1].take(*two.next());
+  }
+  replies[0].finish = one.finish();
+  replies[1].finish = two.finish();
+  CHECK(replies[0] == reply_of(host(), "The", sampler(kSamplings[1], 3), options));
+  CHECK(replies[1] == reply_of(host(), "Hello", sampler(kSamplings[3], 4), options));
+  CHECK(device.backend->rows_chosen == 2 * 19);
+  CHECK(device.backend->ran_ahead > 0);
+}
+
+TEST_CASE("feeds and new sessions between two tokens change nothing") {
+  const DeviceModel device;
+  Session session(device.model, {.context = 256}), other(device.model, {.context = 256});
+  const GenerateOptions options{.max_tokens = 24};
+  Generation generation = session.generate(kPrompt, sampler(kSamplings[5], 9), options);
+  Reply reply;
+  for (int i = 0; const auto piece = generation.next(); ++i) {
+    reply.take(*piece);
+    if (i % 4 == 1) other.feed(ids("something else"));
+    if (i % 5 == 2) CHECK(Session(device.model, {.context = 32}).position() == 0);
+  }
+  reply.finish = generation.finish();
+  CHECK(reply == reply_of(host(), kPrompt, sampler(kSamplings[5], 9), options));
+}
+
+TEST_CASE("a generation given up with a pass in flight leaves nothing behind") {
+  const std::pair<const char*, std::function<void(Session&)>> uses[] = {
+      {"nothing", [](Session&) {}},
+      {"feed", [](Session& session) { session.feed(ids("and so on")); }},
+      {"score", [](Session& session) { session.score(ids("and so on")); }},
+      {"rewind", [](Session& session) { session.rewind(17); }},
+      {"rewind to the end", [](Session& session) { session.rewind(session.position()); }},
+      {"reuse",
+       [](Session& session) {
+         std::vector<TokenId> prompt(session.tokens().begin(), session.tokens().end());
+         prompt.push_back(300);
+         CHECK(session.reuse(prompt) == session.position());
+         session.feed(std::vector<TokenId>{300});
+       }},
+      {"go on", [](Session& session) { reply_of(session, "", kGreedy, {.max_tokens = 5}); }},
+  };
+  const DeviceModel device;
+  for (const int tokens : {1, 2, 3, 7})
+    for (const auto& [name, use] : uses) {
+      if (tokens == 1 && name == std::string_view("rewind")) continue;  // not that far yet
+      CAPTURE(name);
+      CAPTURE(tokens);
+      std::optional<Held> expected;
+      for (const Model* const model : {&host(), &device.model}) {
+        Session session(*model, {.context = 256});
+        reply_of(session, kPrompt, sampler(kSamplings[1], 5), {}, tokens);
+        use(session);
+        const Held now = held(session);
+        CHECK(now == expected.value_or(now));
+        expected = now;
+      }
+    }
+}
+
+TEST_CASE("a session may go while the device computes for it") {
+  const DeviceModel device;
+  for (int i = 0; i < 3; ++i) {
+    Session session(device.model, {.context = 256});
+    Generation generation = session.generate(kPrompt, kGreedy, {});
+    for (int j = 0; j < 4; ++j) CHECK(generation.next());
+  }
+  CHECK(reply_of(device.model, kPrompt, kGreedy, {}) == reply_of(host(), kPrompt, kGreedy, {}));
+  std::optional<Session> session(std::in_place, device.model, SessionOptions{256});
+  Generation generation = session->generate(kPrompt, kGreedy, {});
+  CHECK(generation.next());
+  session.reset();
+  CHECK(generation.next());
+}
+
+TEST_CASE("a cancelled generation leaves its session as before the call") {
+  const DeviceModel device;
+  Session here(host(), {.context = 256}), there(device.model, {.context = 256});
+  const auto cancel = [](Session& session) {
+    std::stop_source stop;
+    Generation generation =
+        session.generate(kPrompt, sampler(kSamplings[1], 8), {.cancel = stop.get_token()});
+    Reply reply = run(generation, 6);
+    const int position = session.position();
+    stop.request_stop();
+    while (const auto piece = generation.next()) reply.take(*piece);
+    CHECK(generation.finish() == Finish::cancelled);
+    CHECK(session.position() == position);
+    return reply;
+  };
+  CHECK(cancel(there) == cancel(here));
+  CHECK(held(there) == held(here));
+}
+
+TEST_CASE("a generation of a step that is cancelled does not disturb the others") {
+  const DeviceModel device;
+  Session first(device.model, {.context = 256}), second(device.model, {.context = 256});
+  std::stop_source stop;
+  const GenerateOptions options{.max_tokens = 20, .stop_at_end_of_text = false};
+  Generation kept = first.generate(kPrompt, sampler(kSamplings[1], 5), options),
+             cancelled = second.generate("The", kGreedy, {.cancel = stop.get_token()});
+  Generation* both[] = {&kept, &cancelled};
+  Reply reply;
+  for (int i = 0; i < 20; ++i) {
+    if (i == 6) stop.request_stop();
+    step(both);
+    cancelled.next();
+    reply.take(*kept.next());
+  }
+  reply.finish = kept.finish();
+  CHECK(cancelled.finish() == Finish::cancelled);
+  CHECK(reply == reply_of(host(), kPrompt, sampler(kSamplings[1], 5), options));
+}
+
+TEST_CASE("with penalties the host chooses and draws go on wherever they are made") {
+  const DeviceModel device;
+  SamplerOptions penalised = kSamplings[3];
+  penalised.repetition_penalty = 1.2f;
+  const GenerateOptions options{.max_tokens = 24, .stop_at_end_of_text = false};
+  const Reply expected = reply_of(host(), kPrompt, Sampler(penalised), options);
+  CHECK(reply_of(device.model, kPrompt, Sampler(penalised), options) == expected);
+  CHECK(device.backend->rows_chosen == 0);
+
+  // Steps with it are the host's, steps without it the device's.
+  Session first(device.model, {.context = 256}), second(device.model, {.context = 256});
+  Generation free = first.generate("Hello", sampler(kSamplings[1], 21), options),
+             bound = second.generate(kPrompt, Sampler(penalised), options);
+  Generation* both[] = {&free, &bound};
+  Reply replies[2];
+  for (int i = 0; i < 24; ++i) {
+    if (i % 5 < 3) step(both);
+    replies[0].take(*free.next());
+    if (i % 5 < 3 || i % 2 == 0)
+      if (const auto piece = bound.next()) replies[1].take(*piece);
+  }
+  while (const auto piece = bound.next()) replies[1].take(*piece);
+  replies[0].finish = free.finish();
+  replies[1].finish = bound.finish();
+  CHECK(replies[0] == reply_of(host(), "Hello", sampler(kSamplings[1], 21), options));
+  CHECK(replies[1] == expected);
+  CHECK(device.backend->rows_chosen > 5);
+  CHECK(device.backend->logits_calls > 5);
+}
+
+TEST_CASE("more rows than the device can choose for are left to the host") {
+  const DeviceModel device;
+  device.backend->most_rows = 1;
+  Session first(device.model, {.context = 256}), second(device.model, {.context = 256});
+  const GenerateOptions options{.max_tokens = 8, .stop_at_end_of_text = false};
+  Generation one = first.generate("The", kGreedy, options),
+             two = second.generate("Hello", kGreedy, options);
+  Generation* both[] = {&one, &two};
+  for (int i = 0; i < 4; ++i) {
+    step(both);
+    CHECK(one.next());
+    CHECK(two.next());
+  }
+  CHECK(device.backend->rows_chosen == 0);
+  CHECK(run(one).tokens.size() == 4);
+  CHECK(device.backend->rows_chosen == 4);
+}
+
+TEST_CASE("logits that allow no choice are the same error and the session lives") {
+  const DeviceModel device;
+  Session session(device.model, {.context = 256}), other(device.model, {.context = 256});
+  Generation generation = session.generate(kPrompt, kGreedy, {}),
+             neighbour = other.generate("The", kGreedy, {});
+  Generation* both[] = {&generation, &neighbour};
+  for (int i = 0; i < 3; ++i) {
+    step(both);
+    CHECK(generation.next());
+    CHECK(neighbour.next());
+  }
+  device.backend->spoilt = true;  // a run-ahead may have been computed before
+  int good = 0;
+  const Error error = error_of([&] {
+    for (; good < 3; ++good) {
+      step(both);
+      generation.next();
+      neighbour.next();
+    }
+  });
+  CHECK(good <= 1);
+  CHECK(error.code() == ErrorCode::invalid_argument);
+  CHECK(contains(error, "logits: expected numbers or -inf"));
+  device.backend->spoilt = false;
+  Session reference(host(), {.context = 256});
+  Generation expected = reference.generate(kPrompt, kGreedy, {});
+  run(expected, generation.tokens());
+  CHECK(generation.next()->token == expected.next()->token);
+}
+
+TEST_CASE("a device that fails leaves sessions as they were and may be asked again") {
+  const GenerateOptions options{.max_tokens = 12, .stop_at_end_of_text = false};
+  const Sampler sampling = sampler(kSamplings[1], 6);
+  const Reply expected = reply_of(host(), kPrompt, sampling, options);
+  for (const bool in_pass : {true, false})
+    for (int at = 0; at < 4; ++at) {
+      CAPTURE(in_pass);
+      CAPTURE(at);
+      const DeviceModel device;
+      Session session(device.model, {.context = 256});
+      Generation generation = session.generate(kPrompt, sampling, options);
+      Reply reply = run(generation, 3);
+      (in_pass ? device.backend->fail_pass_in : device.backend->fail_chosen_in) = at;
+      int failures = 0;
+      while (generation.finish() == Finish::none) {
+        const int position = session.position();
+        try {
+          if (const auto piece = generation.next()) reply.take(*piece);
+        } catch (const Error& error) {
+          CHECK(error.code() == ErrorCode::device);
+          CHECK(session.position() == position);
+          ++failures;
+        }
+      }
+      reply.finish = generation.finish();
+      CHECK(failures == 1);
+      CHECK(reply == expected);
+    }
+}
+
+TEST_CASE("logits that stayed on the device are computed again where they are needed") {
+  const DeviceModel device;
+  Session here(host(), {.context = 256}), there(device.model, {.context = 256});
+  const GenerateOptions options{.max_tokens = 200};  // golden: the end of text after 61 tokens
+  CHECK(reply_of(there, kPrompt, kGreedy, options) == reply_of(here, kPrompt, kGreedy, options));
+  CHECK(!here.logits().empty());
+  CHECK(there.logits().empty());
+  // Nothing is left to feed, so an empty prompt needs the logits after the last token.
+  const Sampler hot({.temperature = 3, .top_p = 1, .seed = 4});
+  const GenerateOptions more{.max_tokens = 10, .stop_at_end_of_text = false};
+  CHECK(reply_of(there, "", hot, more) == reply_of(here, "", hot, more));
+  CHECK(there.logits().empty());
+  there.feed(ids("x"));
+  here.feed(ids("x"));
+  CHECK(std::ranges::equal(there.logits(), here.logits()));
+}
+
+TEST_CASE("the last rows of many feeds are asked for together") {
+  const DeviceModel device;
+  std::vector<Session> sessions;
+  std::vector<std::vector<TokenId>> tokens;
+  std::vector<Feed> feeds;
+  for (std::size_t i = 0; i < 20; ++i) sessions.emplace_back(device.model, SessionOptions{64});
+  for (std::size_t i = 0; i < 20; ++i) tokens.push_back({1, TokenId(300 + i)});
+  tokens[3].resize(1);  // 39 rows: two passes of 32 and 7
+  for (std::size_t i = 0; i < 20; ++i) feeds.push_back({&sessions[i], tokens[i]});
+  feed(feeds);
+  CHECK(device.backend->passes == 2);
+  CHECK(device.backend->ended == 2);
+  CHECK(device.backend->logits_calls == 2);  // 16 feeds end in the first, four in the second
+  for (std::size_t i = 0; i < 20; ++i) {
+    Session alone(host(), {.context = 64});
+    alone.feed(tokens[i]);
+    CHECK(std::ranges::equal(alone.logits(), sessions[i].logits()));
+  }
+}
+
+TEST_CASE("threads that generate with one model do not disturb each other") {
+  const DeviceModel device;
+  const GenerateOptions options{.max_tokens = 24, .stop_at_end_of_text = false};
+  std::vector<Reply> replies(3), expected;
+  for (std::size_t i = 0; i < 3; ++i)
+    expected.push_back(reply_of(host(), kPrompts[i], sampler(kSamplings[i + 1], i), options));
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t i = 0; i < 3; ++i)
+      threads.emplace_back([&, i] {
+        replies[i] = reply_of(device.model, kPrompts[i], sampler(kSamplings[i + 1], i), options);
+      });
+  }
+  CHECK(replies == expected);
+}
+
+TEST_CASE("steady decoding on a device allocates nothing") {
+  const DeviceModel device;
+  Session session(device.model, {.context = 256}), other(device.model, {.context = 256});
+  const GenerateOptions options{
+      .max_tokens = 200, .stops = {"### Human:"}, .stop_at_end_of_text = false};
+  Generation first = session.generate(kPrompt, Sampler(kSamplings[5]), options);
+  run(first, 8);
+  long before = allocations;
+  for (int i = 0; i < 40; ++i) first.next();
+  CHECK(allocations - before == 0);
+  Generation second = other.generate("The", Sampler(kSamplings[4]), options);
+  Generation* both[] = {&first, &second};
+  const auto steps = [&](int n) {
+    for (int i = 0; i < n; ++i) {
+      step(both);
+      first.next();
+      second.next();
+    }
+  };
+  steps(8);
+  before = allocations;
+  steps(40);
+  CHECK(allocations - before == 0);
+  CHECK(device.backend->ran_ahead > 80);
+}
+
+}  // namespace
+}  // namespace guanaco
