@@ -20,34 +20,17 @@ std::size_t page_bytes(const LlamaConfig& config) {
   return shape_of(config).layer_elements() * std::size_t(config.layers) * sizeof(__half);
 }
 
-/// The linears of a model as one that is as wide as any of them and takes as many inputs.
-StreamedWeight widest(const LlamaConfig& config, WeightKind kind) {
-  StreamedWeight weight;
-  weight.kind = kind;
-  weight.inputs = std::max({config.hidden, config.ffn, config.heads * config.head_dim});
-  // Short groups pad inputs: at most to whole runs of 32.
-  weight.strip_blocks = divide_up(weight.inputs, kBlockInputs) * 5 / 4 + 1;
-  weight.strips = divide_up(std::max({(config.heads + 2 * config.kv_heads) * config.head_dim,
-                                      2 * config.ffn, config.vocab}),
-                            kStripOutputs) +
-                  1;
-  return weight;
-}
-std::size_t staged_bytes(const LlamaConfig& config) {
-  return std::size_t(widest(config, WeightKind::half).strip_blocks) *
-         record_bytes<kStreamRows>(false);
-}
-std::size_t parts_bytes(const LlamaConfig& config, const DeviceLimits& limits) {
-  return stream_scratch_bytes(widest(config, WeightKind::half), limits);
-}
 std::size_t activation_bytes(const LlamaConfig& config, int rows) {
   const std::size_t width = std::size_t(config.hidden) +
                             2 * std::size_t(config.heads * config.head_dim) +
                             std::size_t(config.ffn);
   return width * std::size_t(rows) * sizeof(float);
 }
+/// Inputs of the widest linear of a prompt, in the packed order: short groups pad them, at most to
+/// whole runs of 32.
 int prompt_inputs(const LlamaConfig& config) {
-  return widest(config, WeightKind::half).strip_blocks * kBlockInputs;
+  const int most = std::max({config.hidden, config.ffn, config.heads * config.head_dim});
+  return (divide_up(most, kBlockInputs) * 5 / 4 + 1) * kBlockInputs;
 }
 
 const StreamedWeight& streamed_of(const DeviceWeight& weight) {
@@ -57,9 +40,25 @@ const float* values_of(const DeviceWeight* norm) {
   return norm != nullptr ? static_cast<const DeviceNorm*>(norm)->values.as<float>() : nullptr;
 }
 
+FewRows few_rows(const Rows& rows) {
+  FewRows few;
+  few.count = rows.count();
+  few.chosen = rows.chosen;
+  for (int r = 0; r < few.count; ++r) {
+    const auto at = std::size_t(r);
+    few.tokens[r] = rows.tokens[at];
+    few.positions[r] = rows.positions[at];
+    const int sequence = rows.sequences[at];
+    few.first[r] = r > 0 && rows.sequences[at - 1] == sequence ? few.first[r - 1] : r;
+    few.tables[r] = static_cast<const DevicePages*>(rows.caches[std::size_t(sequence)])
+                        ->table.as<__half* const>();
+  }
+  return few;
+}
+
 }  // namespace
 
-RowsBuffer::RowsBuffer(int rows_in, int head_dim, unsigned* epoch)
+RowsBuffer::RowsBuffer(int rows_in, int head_dim)
     : most_rows(rows_in),
       device_(bytes(rows_in, head_dim), "the rows of a pass"),
       uploaded_(make_event()) {
@@ -70,7 +69,6 @@ RowsBuffer::RowsBuffer(int rows_in, int head_dim, unsigned* epoch)
     return static_cast<void*>(place);
   };
   const auto n = std::size_t(rows_in);
-  rows.epoch = epoch;
   rows.tables = static_cast<__half* const**>(take(n * sizeof(void*)));
   rows.tokens = static_cast<int*>(take(n * sizeof(int)));
   rows.positions = static_cast<int*>(take(n * sizeof(int)));
@@ -140,7 +138,8 @@ std::uint64_t CudaBackend::norm_bytes(const LlamaConfig& config) const {
 
 std::uint64_t CudaBackend::scratch_bytes(const LlamaConfig& config, int rows) const {
   return activation_bytes(config, rows) + RowsBuffer::bytes(rows, config.head_dim) +
-         staged_bytes(config) + parts_bytes(config, limits_) +
+         FewRowPasses::bytes(config, shape_of(config), limits_) +
+         sample_scratch_bytes(config.vocab, kStreamRows) +
          std::uint64_t(kLogitRows) * std::uint64_t(config.vocab) * sizeof(float) +
          PromptScratch::bytes(rows, prompt_inputs(config));
 }
@@ -182,15 +181,7 @@ void CudaBackend::reserve(const LlamaConfig& config, int rows) {
       std::size_t(kLogitRows) * std::size_t(config.vocab) * sizeof(float);
   logits_ = DeviceBuffer(logit_bytes, "logits");
   host_logits_ = PinnedBuffer(logit_bytes, "logits");
-  staged_ = DeviceBuffer(staged_bytes(config), "staged rows");
-  parts_ = DeviceBuffer(parts_bytes(config, limits_), "partial sums");
-  check(cudaMemset(parts_.as<void>(), 0, parts_.bytes()), "cudaMemset");
-  epoch_ = DeviceBuffer(sizeof(unsigned), "the pass number");
-  check(cudaMemset(epoch_.as<void>(), 0, epoch_.bytes()), "cudaMemset");
-  few_ = RowsBuffer(kStreamRows, config.head_dim, epoch_.as<unsigned>());
-  many_ = RowsBuffer(rows, config.head_dim, epoch_.as<unsigned>());
-  which_ = DeviceBuffer((kLogitRows + 1) * sizeof(int), "chosen rows");
-  host_which_ = PinnedBuffer((kLogitRows + 1) * sizeof(int), "chosen rows");
+  many_ = RowsBuffer(rows, config.head_dim);
   segments_ = DeviceBuffer(n * sizeof(int4), "segments of a prompt");
   host_segments_ = PinnedBuffer(n * sizeof(int4), "segments of a prompt");
   if (rows > kStreamRows) prompt_ = std::make_unique<PromptScratch>(rows, prompt_inputs(config));
@@ -217,11 +208,28 @@ void CudaBackend::reserve(const LlamaConfig& config, int rows) {
   rotary_.frequencies = frequencies_.as<float>();
   if (config.rotary.kind == RotaryConfig::Kind::longrope)
     rotary_.long_frequencies = frequencies_.as<float>() + half;
+
+  passes_ = std::make_unique<FewRowPasses>(config, shape_, rotary_, limits_);
+  chosen_tokens_ = DeviceBuffer(kStreamRows * sizeof(int), "chosen tokens");
+  sample_scratch_ = DeviceBuffer(sample_scratch_bytes(config.vocab, kStreamRows), "sampling");
+  check(cudaMemset(sample_scratch_.as<void>(), 0, sample_scratch_.bytes()), "cudaMemset");
+  sampled_ = PinnedBuffer(kChoicesAhead * kStreamRows * sizeof(SampledToken), "chosen tokens");
+  for (Ticket& ticket : tickets_) ticket.done = make_blocking_event();
+}
+
+void CudaBackend::loaded() {
+  use();
+  weights_.reset();
+  passes_->prepare();
+  if (rows_ > passes_->most_rows() && prompt_ == nullptr)
+    prompt_ = std::make_unique<PromptScratch>(rows_, prompt_inputs(config_));
 }
 
 Weight CudaBackend::load_linear(std::span<const Linear> parts) {
   use();
-  return weights_->linear(parts);
+  Weight weight = weights_->linear(parts);
+  passes_->expect(streamed_of(*weight));
+  return weight;
 }
 Weight CudaBackend::load_norm(const StoredTensor& norm) {
   use();
@@ -234,7 +242,7 @@ Weight CudaBackend::load_table(const StoredTensor& table) {
 
 std::unique_ptr<KvPages> CudaBackend::make_pages(const LlamaConfig& config, int tokens) {
   use();
-  auto pages = std::make_unique<DevicePages>();
+  auto pages = std::make_unique<DevicePages>(stream_);
   const auto count = std::size_t(divide_up(tokens, kPageTokens));
   pages->memory = DeviceBuffer(count * page_bytes(config), "the key/value cache");
   std::vector<__half*> table(count);
@@ -244,63 +252,22 @@ std::unique_ptr<KvPages> CudaBackend::make_pages(const LlamaConfig& config, int 
   check(cudaMemcpy(pages->table.as<void>(), table.data(), count * sizeof(void*),
                    cudaMemcpyHostToDevice),
         "cudaMemcpy");
-  grow_attention(tokens);
   return pages;
-}
-
-/// Room for the partial results of the longest sequence. No pass is under way.
-void CudaBackend::grow_attention(int tokens) {
-  const int chunks = divide_up(tokens, kChunkTokens);
-  if (chunks <= attend_.chunks) return;
-  check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-  const std::size_t row_heads = std::size_t(kStreamRows) * std::size_t(shape_.heads);
-  attend_partial_ = DeviceBuffer(
-      row_heads * std::size_t(chunks) * std::size_t(shape_.head_dim + 2) * sizeof(float),
-      "partial attention");
-  attend_arrived_ = DeviceBuffer(row_heads * sizeof(unsigned), "partial attention");
-  check(cudaMemset(attend_arrived_.as<void>(), 0, attend_arrived_.bytes()), "cudaMemset");
-  attend_ = {attend_partial_.as<float>(), attend_arrived_.as<unsigned>(), chunks};
-}
-
-LinearArgs CudaBackend::streamed(const DeviceWeight& weight, const float* input,
-                                 const DeviceWeight* norm, int tokens, const int* which,
-                                 const int* count) {
-  LinearArgs args;
-  args.weight = streamed_of(weight);
-  args.input = input;
-  args.norm = values_of(norm);
-  args.epsilon = config_.rms_norm_epsilon;
-  args.epoch = epoch_.as<unsigned>();
-  args.rows = count;
-  args.stage = stage_++;
-  plan_stream(args, tokens, limits_);
-  // Flags first, then the sums they announce.
-  const std::size_t strips = std::size_t(args.weight.strips),
-                    groups = std::size_t(divide_up(args.weight.strip_blocks, args.group_blocks));
-  const std::size_t blocks = std::size_t(most_stream_blocks(limits_));
-  const std::size_t flags = blocks + (groups - 1) * strips;
-  args.part_flags = parts_.as<unsigned>();
-  args.group_flags = args.part_flags + blocks;
-  args.parts =
-      reinterpret_cast<float2*>(parts_.as<std::byte>() + (flags * sizeof(unsigned) + 15) / 16 * 16);
-  args.group_parts = args.parts + blocks * 8 * kStreamRows;
-  if (tokens > 1) {
-    args.staged = staged_.as<std::uint8_t>();
-    stage_rows(args, input, which, staged_.as<std::uint8_t>(), limits_, stream_);
-  }
-  return args;
 }
 
 void CudaBackend::embed(const DeviceWeight& table, const Rows& rows) {
   use();
   const auto& embedding = static_cast<const DeviceTable&>(table);
-  RowsBuffer& buffer = few(rows) ? few_ : many_;
-  buffer.upload(rows, stream_);
-  stage_ = 0;
-  cuda::embed(embedding.rows.as<void>(), embedding.type, config_.hidden, shape_, rotary_,
-              buffer.rows, rows.count(), residual_.as<float>(), limits_, stream_);
-  if (few(rows)) return;
+  few_last_ = few(rows);
+  passes_->begin(few_last_ ? few_rows(rows) : FewRows{});
+  if (few_last_) return passes_->embed(embedding.rows.as<void>(), embedding.type);
+  prompt_embed(embedding, rows);
+}
 
+void CudaBackend::prompt_embed(const DeviceTable& table, const Rows& rows) {
+  many_.upload(rows, stream_);
+  cuda::embed(table.rows.as<void>(), table.type, config_.hidden, shape_, rotary_, many_.rows,
+              rows.count(), residual_.as<float>(), limits_, stream_);
   // Runs of rows of one sequence, for attention. The upload above has waited for the one before.
   auto* segments = host_segments_.as<int4>();
   segment_count_ = most_segment_rows_ = 0;
@@ -315,23 +282,13 @@ void CudaBackend::embed(const DeviceWeight& table, const Rows& rows) {
         "cudaMemcpyAsync");
 }
 
-AttentionInput CudaBackend::attention_target(int layer) const {
-  return {shape_, layer, {}, query_.as<float>()};
-}
-
 void CudaBackend::attention_input(const LayerWeights& layer, int index, const Rows& rows) {
-  AttentionInput target = attention_target(index);
-  target.rows = pass_rows(rows);
-  if (few(rows)) {
-    const int tokens = rows.count() == 1 ? 1 : kStreamRows;
-    const LinearArgs args = streamed(*layer.qkv, residual_.as<float>(), layer.attention_norm.get(),
-                                     tokens, nullptr, few_.rows.count);
-    return cuda::attention_input(args, tokens, target, limits_, stream_);
-  }
   const StreamedWeight& weight = streamed_of(*layer.qkv);
+  const float* norm = values_of(layer.attention_norm.get());
+  if (few(rows)) return passes_->attention_input(weight, norm, index);
+  const AttentionInput target{shape_, index, many_.rows, query_.as<float>()};
   prompt_linear(
-      *prompt_, residual_.as<float>(), values_of(layer.attention_norm.get()),
-      config_.rms_norm_epsilon, weight, rows.count(),
+      *prompt_, residual_.as<float>(), norm, config_.rms_norm_epsilon, weight, rows.count(),
       [&](const float* products, const float* factors, int first, int count) {
         prompt_attention_input(products, factors, weight.bias, first, count, rows.count(), target,
                                stream_);
@@ -340,42 +297,22 @@ void CudaBackend::attention_input(const LayerWeights& layer, int index, const Ro
 }
 
 void CudaBackend::attend(int index, const Rows& rows) {
-  if (few(rows))
-    return cuda::attend(query_.as<float>(), shape_, index, few_.rows, rows.count(), attend_,
-                        attended_.as<float>(), limits_, stream_);
+  if (few(rows)) return passes_->attend(index);
   attend_prompt(query_.as<float>(), shape_, index, many_.rows, segments_.as<int4>(), segment_count_,
                 most_segment_rows_, attended_.as<float>(), limits_, stream_);
 }
 
 void CudaBackend::attention_output(const LayerWeights& layer, const Rows& rows) {
-  if (few(rows)) {
-    const int tokens = rows.count() == 1 ? 1 : kStreamRows;
-    const LinearArgs args =
-        streamed(*layer.output, attended_.as<float>(), nullptr, tokens, nullptr, few_.rows.count);
-    return cuda::attention_output(args, tokens, residual_.as<float>(), config_.hidden, limits_,
-                                  stream_);
-  }
-  const StreamedWeight& weight = streamed_of(*layer.output);
-  prompt_linear(
-      *prompt_, attended_.as<float>(), nullptr, 0, weight, rows.count(),
-      [&](const float* products, const float* factors, int first, int count) {
-        prompt_residual(products, factors, weight.bias, first, count, rows.count(),
-                        residual_.as<float>(), config_.hidden, stream_);
-      },
-      stream_);
+  if (few(rows)) return passes_->attention_output(streamed_of(*layer.output));
+  prompt_residual_stage(*layer.output, attended_.as<float>(), rows.count());
 }
 
 void CudaBackend::mlp_input(const LayerWeights& layer, const Rows& rows) {
-  if (few(rows)) {
-    const int tokens = rows.count() == 1 ? 1 : kStreamRows;
-    const LinearArgs args = streamed(*layer.gate_up, residual_.as<float>(), layer.mlp_norm.get(),
-                                     tokens, nullptr, few_.rows.count);
-    return cuda::mlp_input(args, tokens, mlp_.as<float>(), config_.ffn, limits_, stream_);
-  }
   const StreamedWeight& weight = streamed_of(*layer.gate_up);
+  const float* norm = values_of(layer.mlp_norm.get());
+  if (few(rows)) return passes_->mlp_input(weight, norm);
   prompt_linear(
-      *prompt_, residual_.as<float>(), values_of(layer.mlp_norm.get()), config_.rms_norm_epsilon,
-      weight, rows.count(),
+      *prompt_, residual_.as<float>(), norm, config_.rms_norm_epsilon, weight, rows.count(),
       [&](const float* products, const float* factors, int first, int count) {
         prompt_mlp_input(products, factors, weight.bias, first, count, rows.count(),
                          mlp_.as<float>(), config_.ffn, stream_);
@@ -384,18 +321,17 @@ void CudaBackend::mlp_input(const LayerWeights& layer, const Rows& rows) {
 }
 
 void CudaBackend::mlp_output(const LayerWeights& layer, const Rows& rows) {
-  if (few(rows)) {
-    const int tokens = rows.count() == 1 ? 1 : kStreamRows;
-    const LinearArgs args =
-        streamed(*layer.down, mlp_.as<float>(), nullptr, tokens, nullptr, few_.rows.count);
-    return cuda::mlp_output(args, tokens, residual_.as<float>(), config_.hidden, limits_, stream_);
-  }
-  const StreamedWeight& weight = streamed_of(*layer.down);
+  if (few(rows)) return passes_->mlp_output(streamed_of(*layer.down));
+  prompt_residual_stage(*layer.down, mlp_.as<float>(), rows.count());
+}
+
+void CudaBackend::prompt_residual_stage(const DeviceWeight& linear, const float* input, int rows) {
+  const StreamedWeight& weight = streamed_of(linear);
   prompt_linear(
-      *prompt_, mlp_.as<float>(), nullptr, 0, weight, rows.count(),
+      *prompt_, input, nullptr, 0, weight, rows,
       [&](const float* products, const float* factors, int first, int count) {
-        prompt_residual(products, factors, weight.bias, first, count, rows.count(),
-                        residual_.as<float>(), config_.hidden, stream_);
+        prompt_residual(products, factors, weight.bias, first, count, rows, residual_.as<float>(),
+                        config_.hidden, stream_);
       },
       stream_);
 }
@@ -404,32 +340,64 @@ void CudaBackend::logits(const DeviceWeight& norm, const DeviceWeight& head,
                          std::span<const int> which, std::span<float> out) {
   use();
   const auto vocab = std::size_t(config_.vocab);
-  for (std::size_t first = 0; first < which.size(); first += kStreamRows) {
-    const std::span<const int> chosen =
-        which.subspan(first, std::min<std::size_t>(kStreamRows, which.size() - first));
-    const bool one = chosen.size() == 1;
-    auto* host = host_which_.as<int>();
-    host[0] = int(chosen.size());
-    std::copy(chosen.begin(), chosen.end(), host + 1);
-    check(cudaMemcpyAsync(which_.as<void>(), host, (chosen.size() + 1) * sizeof(int),
-                          cudaMemcpyHostToDevice, stream_),
-          "cudaMemcpyAsync");
-    const float* input =
-        residual_.as<float>() + (one ? std::size_t(chosen[0]) * std::size_t(config_.hidden) : 0);
-    const int tokens = one ? 1 : kStreamRows;
-    const LinearArgs args =
-        streamed(head, input, &norm, tokens, which_.as<int>() + 1, which_.as<int>());
-    cuda::logits(args, tokens, logits_.as<float>(), config_.vocab, limits_, stream_);
-    check(cudaMemcpyAsync(host_logits_.as<void>(), logits_.as<void>(),
-                          chosen.size() * vocab * sizeof(float), cudaMemcpyDeviceToHost, stream_),
-          "cudaMemcpyAsync");
-    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-    std::memcpy(out.data() + first * vocab, host_logits_.as<void>(),
-                chosen.size() * vocab * sizeof(float));
+  const auto most = std::size_t(passes_->most_rows());
+  for (std::size_t first = 0; first < which.size(); first += most) {
+    const std::size_t count = std::min(most, which.size() - first);
+    passes_->logits(streamed_of(head), values_of(&norm), which.subspan(first, count),
+                    few_last_ ? nullptr : residual_.as<float>(),
+                    logits_.as<float>() + first * vocab);
+    passes_->run(chosen_tokens_.as<int>(), stream_);
   }
+  const std::size_t bytes = which.size() * vocab * sizeof(float);
+  check(cudaMemcpyAsync(host_logits_.as<void>(), logits_.as<void>(), bytes, cudaMemcpyDeviceToHost,
+                        stream_),
+        "cudaMemcpyAsync");
+  wait();
+  std::memcpy(out.data(), host_logits_.as<void>(), bytes);
 }
 
-std::pair<float*, int> CudaBackend::activation(Activation activation) const {
+void CudaBackend::end_pass() {
+  use();
+  passes_->run(chosen_tokens_.as<int>(), stream_);
+}
+
+void CudaBackend::wait() const {
+  check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  passes_->check_waits();
+}
+
+unsigned CudaBackend::choose(const DeviceWeight& norm, const DeviceWeight& head,
+                             std::span<const ChoiceRule> rules) {
+  use();
+  constexpr int kAll[kStreamRows] = {0, 1, 2, 3, 4, 5, 6, 7};
+  passes_->logits(streamed_of(head), values_of(&norm), std::span(kAll).first(rules.size()), nullptr,
+                  logits_.as<float>());
+  passes_->run(chosen_tokens_.as<int>(), stream_);
+  SampleRows rows;
+  for (const ChoiceRule& rule : rules)
+    rows.of[rows.count++] = {rule.temperature, rule.top_p, rule.min_p, rule.top_k,
+                             rule.choices,     rule.seed,  rule.draws};
+  const unsigned ticket = ++last_ticket_;
+  sample(logits_.as<float>(), config_.vocab, rows, ticket, chosen_tokens_.as<int>(),
+         sampled_.as<SampledToken>() + ticket % kChoicesAhead * kStreamRows,
+         sample_scratch_.as<void>(), limits_, stream_);
+  check(cudaEventRecord(tickets_[ticket % kChoicesAhead].done, stream_), "cudaEventRecord");
+  tickets_[ticket % kChoicesAhead].number = ticket;
+  return ticket;
+}
+
+void CudaBackend::chosen(unsigned ticket, std::span<Choice> out) {
+  use();
+  const Ticket& mine = tickets_[ticket % kChoicesAhead];
+  require(mine.number == ticket, ErrorCode::internal, "ticket {} was overwritten by {}", ticket,
+          mine.number);
+  check(cudaEventSynchronize(mine.done), "cudaEventSynchronize");
+  passes_->check_waits();
+  const SampledToken* line = sampled_.as<SampledToken>() + ticket % kChoicesAhead * kStreamRows;
+  for (std::size_t r = 0; r < out.size(); ++r) out[r] = {line[r].token, line[r].logprob};
+}
+
+std::pair<float*, int> CudaBackend::prompt_activation(Activation activation) const {
   switch (activation) {
     case Activation::residual:
       return {residual_.as<float>(), config_.hidden};
@@ -445,9 +413,11 @@ std::pair<float*, int> CudaBackend::activation(Activation activation) const {
 
 std::vector<float> CudaBackend::read(Activation which, int rows) const {
   use();
-  const auto [values, width] = activation(which);
+  passes_->run(chosen_tokens_.as<int>(), stream_);
+  wait();
+  if (few_last_) return passes_->read(which, rows);
+  const auto [values, width] = prompt_activation(which);
   std::vector<float> out(std::size_t(rows) * std::size_t(width));
-  check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
   check(cudaMemcpy(out.data(), values, out.size() * sizeof(float), cudaMemcpyDeviceToHost),
         "cudaMemcpy");
   return out;
@@ -455,8 +425,10 @@ std::vector<float> CudaBackend::read(Activation which, int rows) const {
 
 void CudaBackend::write(Activation which, std::span<const float> values) {
   use();
-  check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-  check(cudaMemcpy(activation(which).first, values.data(), values.size_bytes(),
+  passes_->run(chosen_tokens_.as<int>(), stream_);
+  wait();
+  if (few_last_) return passes_->write(which, values);
+  check(cudaMemcpy(prompt_activation(which).first, values.data(), values.size_bytes(),
                    cudaMemcpyHostToDevice),
         "cudaMemcpy");
 }

@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "cuda_support.h"
+#include "few_rows.h"
 #include "kernels.h"
 #include "prompt.h"
 #include "weights.h"
@@ -15,14 +16,17 @@ namespace guanaco::cuda {
 
 /// The cache of one sequence: pages that follow each other, and their addresses on the device.
 struct DevicePages final : KvPages {
+  explicit DevicePages(cudaStream_t stream_in) : stream(stream_in) {}
+  ~DevicePages() override { static_cast<void>(cudaStreamSynchronize(stream)); }
+  cudaStream_t stream;  ///< whose passes may use them
   DeviceBuffer memory, table;
 };
 
-/// Device memory of the rows of a pass, and pinned memory they are uploaded from.
+/// Device memory of the rows of a prompt's pass, and pinned memory they are uploaded from.
 class RowsBuffer {
  public:
   RowsBuffer() = default;
-  RowsBuffer(int most_rows, int head_dim, unsigned* epoch);
+  RowsBuffer(int most_rows, int head_dim);
   /// Bytes on the device for so many rows.
   static std::size_t bytes(int most_rows, int head_dim);
 
@@ -39,8 +43,8 @@ class RowsBuffer {
   std::size_t upload_bytes_ = 0;
 };
 
-/// The seven stages on one GPU. Up to kStreamRows rows stream the packed weights
-/// (weight_stream.cuh); more multiply dequantised panels (prompt.h).
+/// The seven stages on one GPU. Up to kStreamRows rows are one kernel that streams the packed
+/// weights (few_rows.h); more multiply dequantised panels (prompt.h).
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int ordinal);
@@ -63,7 +67,7 @@ class CudaBackend final : public Backend {
   Weight load_linear(std::span<const Linear> parts) override;
   Weight load_norm(const StoredTensor& norm) override;
   Weight load_table(const StoredTensor& table) override;
-  void loaded() override { weights_.reset(); }
+  void loaded() override;
   std::unique_ptr<KvPages> make_pages(const LlamaConfig& config, int tokens) override;
 
   void embed(const DeviceWeight& table, const Rows& rows) override;
@@ -74,20 +78,22 @@ class CudaBackend final : public Backend {
   void mlp_output(const LayerWeights& layer, const Rows& rows) override;
   void logits(const DeviceWeight& norm, const DeviceWeight& head, std::span<const int> which,
               std::span<float> out) override;
+  void end_pass() override;
+  bool can_choose(int rows) const override { return rows >= 1 && rows <= passes_->most_rows(); }
+  unsigned choose(const DeviceWeight& norm, const DeviceWeight& head,
+                  std::span<const ChoiceRule> rules) override;
+  void chosen(unsigned ticket, std::span<Choice> out) override;
 
   std::vector<float> read(Activation activation, int rows) const override;
   void write(Activation activation, std::span<const float> values) override;
 
  private:
   void use() const;  ///< makes the GPU this thread's current one
-  /// What the kernel of a streamed linear needs; for several rows the input is staged first.
-  LinearArgs streamed(const DeviceWeight& weight, const float* input, const DeviceWeight* norm,
-                      int tokens, const int* which, const int* count);
-  std::pair<float*, int> activation(Activation activation) const;  ///< and its width
-  AttentionInput attention_target(int layer) const;
-  void grow_attention(int tokens);
-  bool few(const Rows& rows) const { return rows.count() <= kStreamRows; }
-  const PassRows& pass_rows(const Rows& rows) const { return few(rows) ? few_.rows : many_.rows; }
+  bool few(const Rows& rows) const { return rows.count() <= passes_->most_rows(); }
+  std::pair<float*, int> prompt_activation(Activation activation) const;  ///< and its width
+  void prompt_embed(const DeviceTable& table, const Rows& rows);
+  void prompt_residual_stage(const DeviceWeight& linear, const float* input, int rows);
+  void wait() const;  ///< for all passes
 
   int ordinal_;
   std::string description_;
@@ -99,14 +105,28 @@ class CudaBackend final : public Backend {
   int rows_ = 0;
   std::optional<Weights> weights_;  ///< while loading
 
-  DeviceBuffer epoch_, frequencies_, residual_, query_, attended_, mlp_, logits_, staged_, parts_;
-  DeviceBuffer which_, segments_, attend_partial_, attend_arrived_;
-  PinnedBuffer host_logits_, host_which_, host_segments_;
-  RowsBuffer few_, many_;
-  AttendScratch attend_;
+  DeviceBuffer frequencies_, logits_;
+  PinnedBuffer host_logits_;
+
+  // Few rows.
+  std::unique_ptr<FewRowPasses> passes_;
+  bool few_last_ = false;  ///< the pass under way has few rows
+  /// The choices of one pass on their way to the host.
+  struct Ticket {
+    unsigned number = 0;
+    Event done;
+  };
+  Ticket tickets_[kChoicesAhead];
+  unsigned last_ticket_ = 0;
+  DeviceBuffer chosen_tokens_, sample_scratch_;
+  PinnedBuffer sampled_;  ///< [kChoicesAhead][kStreamRows]
+
+  // Prompts.
+  DeviceBuffer residual_, query_, attended_, mlp_, segments_;
+  PinnedBuffer host_segments_;
+  RowsBuffer many_;
   std::unique_ptr<PromptScratch> prompt_;
   int segment_count_ = 0, most_segment_rows_ = 0;
-  unsigned stage_ = 0;  ///< streamed launches of this pass so far
 };
 
 }  // namespace guanaco::cuda

@@ -56,6 +56,14 @@ inline Event make_event(bool timing = false) {
   return Event(event);
 }
 
+/// An event whose waiter sleeps.
+inline Event make_blocking_event() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync | cudaEventDisableTiming),
+        "cudaEventCreateWithFlags");
+  return Event(event);
+}
+
 /// Memory that is given back with its owner. The contents of fresh memory are unspecified.
 template <typename Allocator>
 class Buffer {

@@ -24,11 +24,25 @@ struct Barrier {
 
   __device__ void init(int arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
   }
   __device__ void arrive() {
     asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(
                      shared_address(this))
                  : "memory");
+  }
+  /// Whether the phase is over; `barrier`: an address in shared memory.
+  __device__ static bool passed(std::uint32_t barrier, int parity) {
+    unsigned done;
+    asm volatile(
+        "{\n .reg .pred done;\n mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
+        " selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return done != 0;
   }
   __device__ void wait(int parity) {
 #if __CUDA_ARCH__ >= 900
@@ -39,64 +53,44 @@ struct Barrier {
         "r"(parity)
         : "memory");
 #else
-    asm volatile(
-        "{\n .reg .pred done;\n"
-        "again: mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
-        " @!done bra again;\n}" ::"r"(shared_address(this)),
-        "r"(parity)
-        : "memory");
+    while (!passed(shared_address(this), parity)) {
+    }
 #endif
   }
 };
 
-/// Makes freshly initialised barriers visible to the copy engine. By the thread that initialised
-/// them.
-__device__ inline void fence_barrier_init() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-}
-
-/// Orders ordinary writes to global memory that this thread has seen before copies it issues.
-__device__ inline void fence_copies_after_writes() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.global;" ::: "memory");
-#endif
-}
-
 #if __CUDA_ARCH__ >= 900
 inline constexpr int kCopyArrivals = 1;  // the elected lane's expect_tx; bytes complete the phase
 #else
-inline constexpr int kCopyArrivals = kWarp;  // every lane's cp.async group arrives
+inline constexpr int kCopyArrivals = kWarp;  // every lane's copies arrive
 #endif
 
-/// Copies bytes (a multiple of 16, both sides 16-byte aligned) to shared memory; `full` completes a
-/// phase when all have arrived. Called by all lanes of one warp. Hopper: one bulk copy by the copy
-/// engine; before: 16 bytes a lane.
-__device__ inline void copy_async(void* shared, const void* global, std::uint32_t bytes,
-                                  Barrier& full, int lane) {
+/// Copies bytes (a multiple of 16, both sides 16-byte aligned) to shared memory; the barrier at
+/// `full` completes a phase when all have arrived. Called by all lanes of one warp with the same
+/// arguments. Hopper: one bulk copy by the copy engine; before: 16 bytes a lane.
+__device__ inline void copy_async(std::uint32_t shared, std::uintptr_t global, std::uint32_t bytes,
+                                  std::uint32_t full, [[maybe_unused]] int lane) {
 #if __CUDA_ARCH__ >= 900
-  if (lane == 0) {
-    const std::uint32_t barrier = shared_address(&full);
-    asm volatile(
-        "{\n .reg .b64 state;\n mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1;\n}" ::"r"(
-            barrier),
-        "r"(bytes)
-        : "memory");
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-            "r"(shared_address(shared)),
-        "l"(global), "r"(bytes), "r"(barrier)
-        : "memory");
-  }
+  asm volatile(
+      "{\n .reg .pred elected;\n"
+      " elect.sync _|elected, 0xffffffff;\n"
+      " @elected mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;\n"
+      " @elected cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%2], [%3], %1, [%0];\n}" ::"r"(full),
+      "r"(bytes), "r"(shared), "l"(global)
+      : "memory");
 #else
-  const std::uint32_t to = shared_address(shared);
   for (std::uint32_t at = lane * 16u; at < bytes; at += kWarp * 16u)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + at),
-                 "l"(static_cast<const char*>(global) + at)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared + at), "l"(global + at)
                  : "memory");
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(&full))
-               : "memory");
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(full) : "memory");
+#endif
+}
+
+/// Orders ordinary writes to shared memory before bulk copies into the same place.
+__device__ inline void fence_copies_after_writes() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
@@ -144,24 +138,13 @@ __device__ inline void mma_bfloat(float (&d)[4], const std::uint32_t (&a)[4], st
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// A flag in global memory that one block sets after its writes and another waits for before it
-/// reads them.
-__device__ inline void release_flag(unsigned* flag, unsigned value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
-}
-__device__ inline unsigned acquire_flag(const unsigned* flag) {
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-  return value;
-}
-
-/// Counts an arrival in shared memory: what was written before is visible to who sees the count.
-/// Returns the count before.
-__device__ inline unsigned arrive_at(unsigned* counter) {
-  unsigned before;
-  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], 1;"
+/// Adds to a count in shared memory: what was written before is visible to who sees it. Returns the
+/// count before.
+__device__ inline int arrive_at(int* counter, int count) {
+  int before;
+  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], %2;"
                : "=r"(before)
-               : "r"(shared_address(counter))
+               : "r"(shared_address(counter)), "r"(count)
                : "memory");
   return before;
 }

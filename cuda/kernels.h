@@ -1,6 +1,6 @@
 #pragma once
 
-// The table of contents of cuda/: every kernel launcher, in the order of the forward pass.
+// The table of contents of cuda/: every kernel launcher. Passes of few rows are one kernel, pass.h.
 // Launchers check nothing that the backend has not checked; they throw Error(device) if a launch
 // fails. All pointers are device memory.
 
@@ -13,8 +13,8 @@
 
 namespace guanaco::cuda {
 
-/// Most rows the weight-streaming kernels take; larger passes multiply dequantised panels
-/// (prompt.cu).
+/// Most rows of a pass that streams the packed weights (pass.h); larger ones multiply dequantised
+/// panels (prompt.cu).
 inline constexpr int kStreamRows = 8;
 
 /// What the card can do, read once.
@@ -34,9 +34,8 @@ struct AttentionShape {
   }
 };
 
-/// The rows of the pass under way, filled by embed(). Arrays of the reserved number of rows.
+/// The rows of a prompt's pass, completed by embed(). Arrays of the reserved number of rows.
 struct PassRows {
-  unsigned* epoch = nullptr;         ///< number of the pass, never 0
   int* count = nullptr;              ///< rows in use
   int* tokens = nullptr;             ///< [rows]
   int* positions = nullptr;          ///< [rows]
@@ -44,38 +43,6 @@ struct PassRows {
   __half** append = nullptr;         ///< [rows] page that takes the row's K and V
   float2* angles = nullptr;          ///< [rows][head_dim / 2] cosine, sine
 };
-
-/// A linear for up to kStreamRows rows (weight_stream.cuh).
-struct LinearArgs {
-  StreamedWeight weight;
-  const float* input = nullptr;          ///< one token: [inputs]
-  const std::uint8_t* staged = nullptr;  ///< several tokens: records of stage_rows()
-  const float* norm = nullptr;  ///< one token: [inputs] weights of the RMSNorm in front, or null
-  float epsilon = 0;
-  const unsigned* epoch = nullptr;  ///< as PassRows
-  const int* rows = nullptr;        ///< tokens in use
-  unsigned stage = 0;               ///< number of the launch in its pass, below 1024
-  float2* parts = nullptr;          ///< [thread blocks][8 * tokens]
-  unsigned* part_flags = nullptr;   ///< [thread blocks]
-  float2* group_parts = nullptr;    ///< [groups - 1][strips][8 * tokens]
-  unsigned* group_flags = nullptr;  ///< [groups - 1][strips]
-  // Chosen by plan_stream():
-  int group_blocks = 0;  ///< blocks of a strip whose input is staged at a time
-  int step_blocks = 0;   ///< blocks the ring moves at a time
-  int ring_steps = 0, slots = 0, input_bytes = 0;
-  int range_units = 0, range_longer = 0,
-      range_unit = 1;  ///< units of range_unit blocks; the first `longer` have one more
-};
-
-/// Launch shape of a streamed linear; fills the last line of the args.
-struct StreamPlan {
-  int blocks = 0, shared_bytes = 0;
-};
-/// Thread blocks a streamed linear has at most.
-inline int most_stream_blocks(const DeviceLimits& limits) { return 2 * limits.multiprocessors; }
-StreamPlan plan_stream(LinearArgs& args, int tokens, const DeviceLimits& limits);
-/// Bytes of parts, group_parts and both flags that any linear of `weight`'s shape needs.
-std::size_t stream_scratch_bytes(const StreamedWeight& weight, const DeviceLimits& limits);
 
 // repack.cu: once, at load. From the checkpoint's tensors, already on the device.
 struct GptqSource {
@@ -114,7 +81,7 @@ void repack_gptq_single(const GptqSource& source, const StripMap& map, StreamedW
 void repack_dense(const void* rows_of_weight, int type, int first_row, int rows,
                   const StripMap& map, StreamedWeight weight, cudaStream_t stream);
 
-// embed.cu: stage 1. residual[r] = table[tokens[r]]; angles, append pages, epoch + 1.
+// embed.cu: stage 1 of a prompt. residual[r] = table[tokens[r]]; angles and append pages.
 /// Rotary frequencies by position, as lib/checkpoint/rotary.h gives them.
 struct RotaryTable {
   const float* frequencies = nullptr;  ///< [head_dim / 2], below switch_position
@@ -128,42 +95,13 @@ void embed(const void* table, int type, int hidden, const AttentionShape& shape,
            const RotaryTable& rotary, const PassRows& rows, int most_rows, float* residual,
            const DeviceLimits& limits, cudaStream_t stream);
 
-// stage_rows.cu: the input of a linear for 2 to kStreamRows rows, staged once for all thread
-// blocks.
-void stage_rows(const LinearArgs& args, const float* input, const int* which, std::uint8_t* staged,
-                const DeviceLimits& limits, cudaStream_t stream);
-
-// The stages for up to kStreamRows rows (tokens: 1, or kStreamRows for 2 and more).
-// attention_input.cu: stage 2. q = rotated queries; K and V appended to the pages.
+// Stage 2 of a prompt: q = rotated queries; K and V appended to the pages.
 struct AttentionInput {
   AttentionShape shape;
   int layer;
   PassRows rows;
   float* query;  ///< [rows][heads * head_dim]
 };
-void attention_input(const LinearArgs& args, int tokens, const AttentionInput& out,
-                     const DeviceLimits& limits, cudaStream_t stream);
-// attend.cu: stage 3, any number of rows up to kStreamRows.
-struct AttendScratch {
-  float* partial = nullptr;     ///< [rows][heads][chunks][head_dim + 2]
-  unsigned* arrived = nullptr;  ///< [rows][heads] zero between passes
-  int chunks = 0;               ///< most chunks a row may have
-};
-inline constexpr int kChunkTokens = 128;  ///< positions one thread block attends to
-void attend(const float* query, const AttentionShape& shape, int layer, const PassRows& rows,
-            int most_rows, const AttendScratch& scratch, float* attended,
-            const DeviceLimits& limits, cudaStream_t stream);
-// attention_output.cu, mlp_output.cu: stages 4 and 6. residual[r] += y.
-void attention_output(const LinearArgs& args, int tokens, float* residual, int hidden,
-                      const DeviceLimits& limits, cudaStream_t stream);
-void mlp_output(const LinearArgs& args, int tokens, float* residual, int hidden,
-                const DeviceLimits& limits, cudaStream_t stream);
-// mlp_input.cu: stage 5. mlp[r] = silu(gate) * up.
-void mlp_input(const LinearArgs& args, int tokens, float* mlp, int ffn, const DeviceLimits& limits,
-               cudaStream_t stream);
-// logits.cu: stage 7.
-void logits(const LinearArgs& args, int tokens, float* logits, int vocab,
-            const DeviceLimits& limits, cudaStream_t stream);
 
 // sample.cu: the next token of each row, chosen as lib/text/sampler.cc does without penalties.
 struct SampleParameters {
@@ -171,28 +109,26 @@ struct SampleParameters {
   float top_p, min_p;
   int top_k;
   int choices;                     ///< only ids below are chosen
-  unsigned long long seed, draws;  ///< draws: of the seed so far; sample() counts on
+  unsigned long long seed, draws;  ///< draws: of the seed so far
+};
+struct SampleRows {
+  int count = 0;
+  SampleParameters of[kStreamRows] = {};
 };
 /// One choice. token -1: a logit is NaN or +inf, or all are -inf.
 struct SampledToken {
-  unsigned step;  ///< *rows.epoch, written last: once the host reads it, the rest is there
+  unsigned step;  ///< as given, written last: once the host reads it, the rest is there
   int token;
   float logprob;  ///< natural logarithm of the probability before temperature
 };
-/// [steps][rows] in mapped host memory: a pass writes line epoch % steps.
-struct SampleRing {
-  SampledToken* tokens;
-  int steps, rows;
-};
 /// Scratch, to be cleared once.
 std::size_t sample_scratch_bytes(int vocab, int rows);
-/// logits: [rows][vocab]. Sets rows.tokens (0 where nothing can be chosen) and adds one to
-/// rows.positions: the rows of the next pass.
-void sample(const float* logits, int vocab, SampleParameters* parameters, const PassRows& rows,
-            int most_rows, void* scratch, const SampleRing& ring, const DeviceLimits& limits,
-            cudaStream_t stream);
+/// logits: [rows][vocab]. tokens: [rows], 0 where nothing can be chosen. out: [rows] in mapped host
+/// memory.
+void sample(const float* logits, int vocab, const SampleRows& rows, unsigned step, int* tokens,
+            SampledToken* out, void* scratch, const DeviceLimits& limits, cudaStream_t stream);
 
-// prompt.cu: the same stages for many rows: fp16 activations times dequantised panels (cuBLASLt,
+// prompt.cu: the stages for many rows: fp16 activations times dequantised panels (cuBLASLt,
 // gemm.h).
 /// Converts rows to fp16 in the packed order of `weight` (times the norm, if any), each row scaled
 /// by a power of two into fp16's range: x = factors[r] * out[r]. out: [rows][strip_blocks * 128].

@@ -18,9 +18,8 @@ namespace guanaco::cuda {
 /// the registers of a tensor core instruction want them; lane l of a warp is (g, t) = (l / 4, l %
 /// 4).
 ///
-///   nibble  2, 3, 4 bit codes. 1024 B: two chunks of [32 lanes][16 B]; word 2j + r of chunk h
-///   holds row g + 8r; the low nibble
-///           of its byte b is input 64h + 32j + 4t + b, the high nibble 16 further.
+///   nibble  2, 3, 4 bit codes. 1024 B: four chunks of [32 lanes][8 B]; word r of chunk m holds row
+///   g + 8r; the low nibble of its byte b is input 32m + 4t + b, the high nibble 16 further.
 ///   byte    8 bit codes. 2048 B: four chunks of [32 lanes][16 B]; chunk m, word 2c + r: row g +
 ///   8r, byte b: input 32m + 16c + 4t + b. half    fp16, and bfloat. 4096 B: eight chunks of [32
 ///   lanes][16 B]; chunk m, word 2c + r: row g + 8r, inputs 16m + 8c + 2t, + 1. single  fp32. 8192
@@ -78,6 +77,9 @@ constexpr int block_bytes(WeightKind kind, int runs, bool float_scales, int stri
   if (kind == WeightKind::byte) bytes += runs * (kStripOutputs * (float_scales ? 4 : 2) + 16);
   return strip_blocks % 2 == 0 ? bytes : (bytes + 15) / 16 * 16;
 }
+
+/// Nibbles with one run a block and fp16 scales, in strips of an even number of blocks.
+inline constexpr int kSimpleNibbleBytes = 1024 + 32 + 8;
 
 /// The input of a linear, staged: a record for each block of 128 positions with the fragments of a
 /// tensor core's B operand and, for each run of 128 / runs positions and each token, a scale and

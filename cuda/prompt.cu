@@ -126,8 +126,7 @@ __device__ uint2 decode_codes(std::uint32_t codes, int zero, float scale) {
 }
 
 /// Decodes one block into a tile of [16 outputs][kTileRow]. Called by one warp. Reads 8 bytes at a
-/// time, since every second block may start in the middle of 16: lane u % 32 of read u / 32 gets
-/// (g, t, half) = (u / 8, u / 2 % 4, u % 2) of a chunk.
+/// time, since every second block may start in the middle of 16.
 template <WeightKind kKind, typename Scale>
 __device__ void decode_block(const std::uint8_t* block, int runs, int lane,
                              __half (*tile)[kTileRow]) {
@@ -153,9 +152,12 @@ __device__ void decode_block(const std::uint8_t* block, int runs, int lane,
   const std::uint8_t* zeros = scales + runs * kStripOutputs * int(sizeof(Scale));
 #pragma unroll
   for (int n = 0; n < kReads; ++n) {
-    const int chunk = n / 2, g = (n % 2) * 4 + lane / 8, t = lane / 2 % 4, half = lane % 2;
+    // A chunk has 8 bytes for each (g, t), or 16: two halves.
+    const int chunk = kNibble ? n : n / 2, half = kNibble ? 0 : lane % 2;
+    const int g = kNibble ? lane / 4 : (n % 2) * 4 + lane / 8;
+    const int t = kNibble ? lane % 4 : lane / 2 % 4;
     if constexpr (kNibble || kKind == WeightKind::byte) {
-      const int quarter = kNibble ? 2 * chunk + half : chunk;  // of the block's inputs
+      const int quarter = chunk;  // of the block's inputs
       const int run = quarter * runs / 4;
       const auto* scale = reinterpret_cast<const Scale*>(scales) + run * kStripOutputs + 2 * g;
       int zero[2];

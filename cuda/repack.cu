@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < 8; ++i) word[i / 4] |= code[i / 4][i % 4] << (8 * (i % 4));
     std::uint32_t* to = image + strip * kWords;
     if constexpr (kKind == WeightKind::nibble) {
-      to[((quarter / 2 * 8 + g) * 4 + t) * 4 + quarter % 2 * 2 + r] = word[0] | word[1] << 4;
+      to[((quarter * 8 + g) * 4 + t) * 2 + r] = word[0] | word[1] << 4;
     } else {
       to[((quarter * 8 + g) * 4 + t) * 4 + r] = word[0];
       to[((quarter * 8 + g) * 4 + t) * 4 + 2 + r] = word[1];

@@ -1,6 +1,6 @@
 // The choice of the next token, as lib/text/sampler.cc makes it, from logits that stay on the
 // device (ranking.cuh says how). The token goes to the rows of the next pass and, with its
-// probability, to the host through a ring in mapped memory. Bound by latency: [slices][rows] thread
+// probability, to the host in mapped memory. Bound by latency: [slices][rows] thread
 // blocks, of which the last of a row goes on alone.
 
 #include <cfloat>
@@ -40,17 +40,15 @@ __device__ std::uint64_t draw(Ranking& ranking, const SampleParameters& paramete
 /// registers.
 template <int kResident>
 __global__ void __launch_bounds__(kSlice, kResident)
-    sample_kernel(const float* logits, int vocab, SampleParameters* row_parameters, PassRows rows,
-                  void* memory, SampleRing ring) {
+    sample_kernel(const float* logits, int vocab, const __grid_constant__ SampleRows rows,
+                  unsigned step, int* tokens, SampledToken* sampled_tokens, void* memory) {
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ bool last;
   launch_dependents();
   wait_for_predecessors();
   const int row = blockIdx.y, slices = gridDim.x, token = blockIdx.x * kSlice + threadIdx.x;
-  const int count = *rows.count;  // three reads that do not wait for each other
-  const SampleParameters parameters = row_parameters[row];
+  const SampleParameters& parameters = rows.of[row];
   const float logit = token < vocab ? logits[std::size_t(row) * vocab + token] : -INFINITY;
-  if (row >= count) return;
   const Scratch scratch(memory, slices, row);
   sort_slice(logit, parameters, int(blockIdx.x), scratch);
 
@@ -74,16 +72,12 @@ __global__ void __launch_bounds__(kSlice, kResident)
     sampled.logprob = logit_of(key) - logit_of(ranking.first()) - ranking.log_sum();
   }
   if (threadIdx.x != 0) return;
-  if (parameters.temperature > 0 && sampled.token >= 0)
-    row_parameters[row].draws = parameters.draws + 1;
-  rows.tokens[row] = max(sampled.token, 0);
-  rows.positions[row] += 1;
-  volatile SampledToken* out =
-      ring.tokens + *rows.epoch % unsigned(ring.steps) * unsigned(ring.rows) + row;
+  tokens[row] = max(sampled.token, 0);
+  volatile SampledToken* out = sampled_tokens + row;
   out->token = sampled.token;
   out->logprob = sampled.logprob;
   __threadfence_system();  // the host reads the rest once it has seen the step
-  out->step = *rows.epoch;
+  out->step = step;
 }
 
 int slices_of(int vocab) { return (vocab + kSlice - 1) / kSlice; }
@@ -94,14 +88,13 @@ std::size_t sample_scratch_bytes(int vocab, int rows) {
   return std::size_t(rows) * Scratch::bytes(slices_of(vocab));
 }
 
-void sample(const float* logits, int vocab, SampleParameters* parameters, const PassRows& rows,
-            int most_rows, void* scratch, const SampleRing& ring, const DeviceLimits& limits,
-            cudaStream_t stream) {
+void sample(const float* logits, int vocab, const SampleRows& rows, unsigned step, int* tokens,
+            SampledToken* out, void* scratch, const DeviceLimits& limits, cudaStream_t stream) {
   const int slices = slices_of(vocab);
-  const auto kernel = most_rows == 1 ? sample_kernel<1> : sample_kernel<2>;
-  launch_kernel(kernel, dim3(unsigned(slices), unsigned(most_rows)), kSlice,
-                Ranking::shared_bytes(slices), limits, stream, logits, vocab, parameters, rows,
-                scratch, ring);
+  const auto kernel = rows.count == 1 ? sample_kernel<1> : sample_kernel<2>;
+  launch_kernel(kernel, dim3(unsigned(slices), unsigned(rows.count)), kSlice,
+                Ranking::shared_bytes(slices), limits, stream, logits, vocab, rows, step, tokens,
+                out, scratch);
 }
 
 }  // namespace guanaco::cuda

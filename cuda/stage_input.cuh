@@ -3,16 +3,26 @@
 // How rows become the input of a streamed linear: normed, put in the packed order, and split into
 // the planes that tensor core instructions take (layout.h, "The input of a linear").
 
-#include "device.cuh"
-#include "kernels.h"
+#include "exchange.cuh"
 #include "layout.h"
+#include "weight_ring.cuh"
 
 namespace guanaco::cuda {
 
-/// The published files: inputs in their own order, one run a block, fp16 scales.
-__device__ inline bool is_simple(const StreamedWeight& weight) {
-  return weight.order == nullptr && weight.run_shift() == 0 && !weight.float_scales &&
-         weight.inputs == weight.strip_blocks * kBlockInputs;
+/// Rows that a stage multiplies.
+struct StageInput {
+  const float* words;  ///< [tokens][inputs]
+  const int* order;
+  const float* norm;
+  unsigned parity;
+  bool plain;  ///< written by an earlier kernel: nothing to wait for
+  int count;   ///< rows in use
+};
+
+/// The published files: inputs in their own order, one run a block.
+__device__ inline bool in_own_order(const StreamedWeight& shape, const int* order) {
+  return order == nullptr && shape.run_shift() == 0 &&
+         shape.inputs == shape.strip_blocks * kBlockInputs;
 }
 
 /// Splits `value` (scaled into range) and stores it as the two planes of one token's column.
@@ -103,56 +113,108 @@ __device__ inline int run_sum(int value, int run_shift) {
   return kSimple ? __reduce_add_sync(~0u, value) : warp_sum(value, kWarp >> run_shift);
 }
 
-/// Stages every `stride`th block from `first` of one token's input x (times the norm's weights, if
-/// any). Called by one warp; adds the squares of x to `squares`. Loads of several blocks are under
-/// way together: this is what a kernel does between the end of the one before and its first
-/// product. kSimple: inputs in their own order, one run a block.
+/// The inputs at four packed positions from `position`, and the norm's weights for them.
+__device__ __forceinline__ float4 gather(const StageInput& input, const float* x, int position,
+                                         float4& norm, Patience& patience, int lane) {
+  const int4 order = __ldg(reinterpret_cast<const int4*>(input.order + position));
+  const int from[4] = {order.x, order.y, order.z, order.w};
+  unsigned found[4] = {};
+  float weights[4] = {0, 0, 0, 0};
+  // As await() does for neighbouring words.
+  for (int round = 0;; ++round) {
+    int late = -1;
+#pragma unroll
+    for (int i = 3; i >= 0; --i) {
+      if (from[i] < 0) continue;
+      if (round == 0 || ((found[i] ^ input.parity) & 1u) != 0) found[i] = load_word(x + from[i]);
+      if (((found[i] ^ input.parity) & 1u) != 0) late = from[i];
+    }
+    if (round == 0 && input.norm != nullptr)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (from[i] >= 0) weights[i] = __ldg(input.norm + from[i]);
+    const unsigned who = __ballot_sync(~0u, late >= 0);
+    if (who == 0 || patience.lost) break;
+    if (lane == __ffs(int(who)) - 1)
+      for (int i = 0; ((load_word(x + late) ^ input.parity) & 1u) != 0 && i < Patience::kPolls;
+           ++i) {
+      }
+    __syncwarp();
+    patience.lost = round == Patience::kRounds;
+  }
+  if (input.norm != nullptr) norm = {weights[0], weights[1], weights[2], weights[3]};
+  float value[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) value[i] = from[i] >= 0 ? value_of(found[i]) : 0.0f;
+  return {value[0], value[1], value[2], value[3]};
+}
+
+/// Stages a warp's share of the rows: blocks of the thread block's group become records, and of all
+/// blocks the sum of squares is kept if there is a norm: squares[token][block]. Loads of several
+/// blocks are under way together, and each is asked for again until it has arrived: this is what
+/// lies between the stage before and this one's first product. kSimple: inputs in their own order,
+/// one run a block. `row_of`: rows of the words, or null for the identity.
 template <WeightKind kKind, int kTokens, bool kSimple>
-__device__ inline void stage_blocks(const LinearArgs& args, const float* x, int token, int first,
-                                    int stride, std::uint8_t* records, int lane, float factor,
-                                    float& squares) {
+__device__ __forceinline__ void stage_rows(const StageInput& input, const BlockPlan& plan,
+                                           const int* row_of, std::uint8_t* records, float* squares,
+                                           int squares_stride, Patience& patience_in, int warp,
+                                           int lane) {
   constexpr bool kCodes = kKind == WeightKind::nibble || kKind == WeightKind::byte;
   constexpr int kColumns = kTokens == 1 ? 2 : 8;
-  constexpr int kBatch = kSimple ? 5 : 2;
-  const StreamedWeight& weight = args.weight;
-  const int run_shift = kSimple || !kCodes ? 0 : weight.run_shift();
+  constexpr int kBatch = kSimple ? 3 : 2;
+  constexpr int kStride = kPassWarps / kTokens;  // a warp has one token
+  const StreamedWeight& shape = plan.plan.shape;
+  const int run_shift = kSimple || !kCodes ? 0 : shape.run_shift();
+  const int group_first = plan.group * plan.plan.group_blocks;
+  const int group_last = min(group_first + plan.plan.group_blocks, shape.strip_blocks);
+  const bool normed = input.norm != nullptr;
+  const int first = normed ? 0 : group_first, last = normed ? shape.strip_blocks : group_last;
+  const int token = warp % kTokens;
+  if (token >= input.count) return;
+  Patience none{true};
+  Patience& patience = input.plain ? none : patience_in;
+  const float* x =
+      input.words + std::size_t(row_of != nullptr ? row_of[token] : token) * shape.inputs;
   std::uint8_t* fragments = records;
   int column = 0;
   if constexpr (kTokens > 1) {
     fragments += (token / 4) * record_fragment_bytes<4>(kCodes);  // a set of four tokens
     column = (token % 4) * 2;
   }
-  for (int start = first; start < weight.strip_blocks; start += stride * kBatch) {
-    float4 value[kBatch], norm[kBatch];
+  for (int start = first + warp / kTokens; start < last; start += kStride * kBatch) {
+    float4 norm[kBatch];
+    uint4 words[kBatch];
+    const auto is_simple = [&] { return kSimple || input.order == nullptr; };
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int block = start + i * stride, position = block * kBlockInputs + 4 * lane;
-      value[i] = {0, 0, 0, 0};
+      const int block = start + i * kStride, position = block * kBlockInputs + 4 * lane;
       norm[i] = {1, 1, 1, 1};
-      if (block >= weight.strip_blocks) continue;
-      if (kSimple || weight.order == nullptr) {
-        if (!kSimple && position >= weight.inputs) continue;  // inputs are a multiple of 4
-        value[i] = *reinterpret_cast<const float4*>(x + position);
-        if (args.norm != nullptr) norm[i] = *reinterpret_cast<const float4*>(args.norm + position);
-      } else {
-        const int4 from = *reinterpret_cast<const int4*>(weight.order + position);
-        const auto gather = [&](float& to, float& weight_to, int source) {
-          if (source < 0) return;
-          to = x[source];
-          if (args.norm != nullptr) weight_to = args.norm[source];
-        };
-        gather(value[i].x, norm[i].x, from.x);
-        gather(value[i].y, norm[i].y, from.y);
-        gather(value[i].z, norm[i].z, from.z);
-        gather(value[i].w, norm[i].w, from.w);
-      }
+      words[i] = {};
+      if (block >= last || !is_simple()) continue;
+      if (!kSimple && position >= shape.inputs) continue;  // inputs are a multiple of 4
+      words[i] = load_words(x + position);
+      if (normed) norm[i] = __ldg(reinterpret_cast<const float4*>(input.norm + position));
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int block = start + i * stride;
-      if (block >= weight.strip_blocks) break;
-      float v[4] = {value[i].x, value[i].y, value[i].z, value[i].w};
-      for (const float element : v) squares += element * element;
+      const int block = start + i * kStride, position = block * kBlockInputs + 4 * lane;
+      if (block >= last) break;
+      float4 value;
+      if (is_simple()) {
+        const bool wanted = kSimple || position < shape.inputs;
+        value = await(words[i], x + position, wanted, input.parity, patience, lane);
+        if (!wanted) value = {0, 0, 0, 0};
+      } else {
+        value = gather(input, x, position, norm[i], patience, lane);
+      }
+      float v[4] = {value.x, value.y, value.z, value.w};
+      if (normed) {
+        float square = 0;
+        for (const float element : v) square += element * element;
+        square = warp_sum(square);
+        if (lane == 0) squares[token * squares_stride + block] = square;
+        if (block < group_first || block >= group_last) continue;
+      }
       v[0] *= norm[i].x;
       v[1] *= norm[i].y;
       v[2] *= norm[i].z;
@@ -162,16 +224,14 @@ __device__ inline void stage_blocks(const LinearArgs& args, const float* x, int 
       largest = run_max < kSimple || !kCodes > (largest, run_shift);
       float inverse, scale;
       plane_scale<kKind>(largest, inverse, scale);
-      if constexpr (kKind == WeightKind::single)
-        for (float& element : v) element *= factor;
       int sum = 0;
-      const int record = block * record_bytes<kTokens>(kCodes);
+      const int record = (block - group_first) * record_bytes<kTokens>(kCodes);
       store_planes<kKind, kColumns>(fragments + record, column, lane, v, inverse, sum);
       if constexpr (kCodes) sum = run_sum<kSimple>(sum, run_shift);
       if ((lane & ((kWarp >> run_shift) - 1)) == 0) {
         auto* run_scales =
             reinterpret_cast<RunScale*>(records + record + record_fragment_bytes<kTokens>(kCodes));
-        run_scales[((lane << run_shift) / kWarp) * kTokens + token] = {scale * factor, sum};
+        run_scales[((lane << run_shift) / kWarp) * kTokens + token] = {scale, sum};
       }
     }
   }

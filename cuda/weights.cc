@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::size_t kSliceBytes = std::size_t(64) << 20;  ///< of dense rows staged at a time
 constexpr int kReaders = 8;
+constexpr std::size_t kCopyAlign = 16;  ///< copies of weights into shared memory end at multiples
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
@@ -170,7 +171,7 @@ Weight Weights::linear(std::span<const Linear> parts) {
   }
   finish_shape(weight, order.empty() ? weight.inputs : int(order.size()));
 
-  result->blocks = DeviceBuffer(weight.bytes(), "weights");
+  result->blocks = DeviceBuffer(weight.bytes() + kCopyAlign, "weights");
   weight.blocks = result->blocks.as<std::uint8_t>();
   if (!order.empty()) {
     result->order = upload<std::int32_t>(order, "the order of a weight's inputs");

@@ -140,7 +140,7 @@ struct PackedWeight {
     if (kind == WeightKind::nibble) {
       const int code = random.below(16), h = k / 64, j = k / 32 % 2, high = k / 16 % 2,
                 t = k / 4 % 4, b = k % 4;
-      block[h * 512 + (g * 4 + t) * 16 + (2 * j + r) * 4 + b] |= std::uint8_t(code << (4 * high));
+      block[(2 * h + j) * 256 + (g * 4 + t) * 8 + r * 4 + b] |= std::uint8_t(code << (4 * high));
       return code;
     }
     const int code = random.below(256), m = k / 32, c = k / 16 % 2, t = k / 4 % 4, b = k % 4;

@@ -130,7 +130,7 @@ std::vector<Element> decode(const StreamedWeight& weight, const std::vector<std:
             if (weight.kind == WeightKind::nibble)
               for (int h = 0; h < 2; ++h)
                 for (int b = 0; b < 4; ++b) {
-                  const int byte = at[h * 512 + lane * 16 + (2 * two + r) * 4 + b],
+                  const int byte = at[(2 * h + two) * 256 + lane * 8 + r * 4 + b],
                             input = 64 * h + 32 * two + 4 * t + b;
                   element(g + 8 * r, input).code = byte & 15;
                   element(g + 8 * r, input + 16).code = byte >> 4;

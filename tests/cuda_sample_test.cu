@@ -18,60 +18,51 @@ using namespace guanaco::cuda;
 namespace {
 
 constexpr int kRows = kStreamRows;
-constexpr int kSteps = 4;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// A pass of eight rows that ends in sampling, and the host's end of the ring.
+/// A pass of eight rows that ends in sampling, and the host's end of it.
 struct Pass {
   int vocab;
-  DeviceBuffer logits, parameters, scratch, state;
-  PinnedBuffer ring{kSteps * kRows * sizeof(SampledToken), "a test"};
-  PassRows rows;
+  DeviceBuffer logits, scratch, tokens;
+  PinnedBuffer sampled{kRows * sizeof(SampledToken), "a test"};
+  SampleRows rows;
   DeviceLimits limits;
-  unsigned epoch = 0;
+  unsigned step = 0;
 
   explicit Pass(int vocab)
       : vocab(vocab),
         logits(std::size_t(kRows) * vocab * sizeof(float), "a test"),
-        parameters(kRows * sizeof(SampleParameters), "a test"),
         scratch(sample_scratch_bytes(vocab, kRows), "a test"),
-        state((2 + 2 * kRows) * sizeof(int), "a test") {
+        tokens(kRows * sizeof(int), "a test") {
     check(cudaMemset(scratch.as<void>(), 0, scratch.bytes()), "cudaMemset");
-    check(cudaMemset(state.as<void>(), 0, state.bytes()), "cudaMemset");
+    check(cudaMemset(tokens.as<void>(), 0xff, tokens.bytes()), "cudaMemset");
+    std::fill_n(sampled.as<SampledToken>(), kRows, SampledToken{0, -2, 0});
     int device = 0, major = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
           "cudaDeviceGetAttribute");
     limits.dependent_launch = major >= 9;
-    rows.epoch = state.as<unsigned>();
-    rows.count = state.as<int>() + 1;
-    rows.tokens = state.as<int>() + 2;
-    rows.positions = rows.tokens + kRows;
-    set_count(kRows);
-  }
-  void set_count(int count) {
-    check(cudaMemcpy(rows.count, &count, 4, cudaMemcpyHostToDevice), "cudaMemcpy");
   }
   void set(const std::vector<SampleParameters>& values) {
-    check(cudaMemcpy(parameters.as<void>(), values.data(), values.size() * sizeof(SampleParameters),
-                     cudaMemcpyHostToDevice),
-          "cudaMemcpy");
+    rows.count = int(values.size());
+    std::copy(values.begin(), values.end(), rows.of);
   }
   void set(const std::vector<float>& values) {
     check(cudaMemcpy(logits.as<void>(), values.data(), values.size() * sizeof(float),
                      cudaMemcpyHostToDevice),
           "cudaMemcpy");
   }
-  void launch(int most_rows, cudaStream_t stream) {
-    sample(logits.as<float>(), vocab, parameters.as<SampleParameters>(), rows, most_rows,
-           scratch.as<void>(), {ring.as<SampledToken>(), kSteps, kRows}, limits, stream);
+  void launch(cudaStream_t stream) {
+    sample(logits.as<float>(), vocab, rows, step, tokens.as<int>(), sampled.as<SampledToken>(),
+           scratch.as<void>(), limits, stream);
   }
   std::vector<SampledToken> run() {
-    ++epoch;
-    check(cudaMemcpy(rows.epoch, &epoch, 4, cudaMemcpyHostToDevice), "cudaMemcpy");
-    launch(kRows, nullptr);
+    ++step;
+    launch(nullptr);
     check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
-    const SampledToken* line = ring.as<SampledToken>() + epoch % kSteps * kRows;
+    const SampledToken* line = sampled.as<SampledToken>();
+    for (int r = 0; r < rows.count; ++r)
+      if (rows.of[r].temperature > 0 && line[r].token >= 0) ++rows.of[r].draws;
     return {line, line + kRows};
   }
 };
@@ -134,8 +125,7 @@ TEST_CASE("the device samples the tokens that the host samples") {
         }
         pass.set(logits);
         const auto sampled = pass.run();
-        const auto tokens = download<int>(pass.rows.tokens, kRows),
-                   positions = download<int>(pass.rows.positions, kRows);
+        const auto tokens = download<int>(pass.tokens.as<void>(), kRows);
         for (int r = 0; r < kRows; ++r) {
           const std::span<const float> row(logits.data() + std::size_t(r) * vocab,
                                            std::size_t(vocab));
@@ -143,8 +133,7 @@ TEST_CASE("the device samples the tokens that the host samples") {
           const SampledToken& found = sampled[std::size_t(r)];
           ++choices_made;
           different += found.token != expected;
-          wrong_rows += found.step != pass.epoch || tokens[std::size_t(r)] != found.token ||
-                        positions[std::size_t(r)] != step + 1;
+          wrong_rows += found.step != pass.step || tokens[std::size_t(r)] != found.token;
           if (found.token < 0 || found.token >= vocab) continue;
           const double largest = *std::max_element(row.begin(), row.end());
           double sum = 0;
@@ -185,7 +174,7 @@ TEST_CASE("draws on the device have the probabilities of the logits") {
   }
   CHECK(seen[kVocab - 2] + seen[kVocab - 1] == 0);  // ids that are no choices
   CHECK(chi < 33.7);                                // nine degrees of freedom: one in 10,000
-  CHECK(download<SampleParameters>(pass.parameters.as<void>(), 1)[0].draws == kDraws);
+  CHECK(pass.rows.of[0].draws == kDraws);
 }
 
 TEST_CASE("logits that are no numbers choose nothing and rows not in use are left alone") {
@@ -200,21 +189,15 @@ TEST_CASE("logits that are no numbers choose nothing and rows not in use are lef
   pass.set(logits);
   for (float temperature : {0.0f, 0.8f}) {
     pass.set(std::vector<SampleParameters>(kRows, {temperature, 0.9f, 0, 0, kVocab - 1, 7, 3}));
-    pass.set_count(kRows);
-    const auto sampled = pass.run();
+    auto sampled = pass.run();
     for (int r = 0; r < 3; ++r) CHECK(sampled[std::size_t(r)].token == -1);
     for (int r = 3; r < kRows; ++r) CHECK(sampled[std::size_t(r)].token >= 0);
-    CHECK(download<int>(pass.rows.tokens, 1)[0] == 0);
-    const auto parameters = download<SampleParameters>(pass.parameters.as<void>(), kRows);
-    CHECK(parameters[0].draws == 3);
-    CHECK(parameters[3].draws == (temperature > 0 ? 4 : 3));
+    CHECK(download<int>(pass.tokens.as<void>(), 1)[0] == 0);
 
-    const auto before = download<int>(pass.rows.positions, kRows);
-    pass.set_count(2);
-    pass.run();
-    const auto after = download<int>(pass.rows.positions, kRows);
-    CHECK(after[1] == before[1] + 1);
-    CHECK(after[2] == before[2]);
+    pass.rows.count = 2;
+    sampled = pass.run();
+    CHECK(sampled[1].step == pass.step);
+    CHECK(sampled[2].step == pass.step - 1);
   }
 }
 
@@ -231,12 +214,11 @@ TEST_CASE("sampling takes microseconds") {
     pass.set(std::vector<SampleParameters>(kRows, parameters));
     double us[2];
     for (int i = 0; i < 2; ++i) {
-      const int most_rows = i == 0 ? 1 : kRows;
-      pass.set_count(most_rows);
+      pass.rows.count = i == 0 ? 1 : kRows;
       const Stream stream = make_stream();
       check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
             "cudaStreamBeginCapture");
-      for (int j = 0; j < kLaunches; ++j) pass.launch(most_rows, stream);
+      for (int j = 0; j < kLaunches; ++j) pass.launch(stream);
       cudaGraph_t graph;
       cudaGraphExec_t launchable;
       check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");

@@ -15,7 +15,7 @@ if [ "${1:-}" = pack ]; then
     cp "$build/bin/$program" .bundle/bin/
     strip ".bundle/bin/$program"
     ldd "$build/bin/$program"
-  done | awk '/fmt|sentencepiece|protobuf|absl/ {print $3}' | sort -u | xargs -I{} cp -L {} .bundle/lib/
+  done | awk '/fmt|sentencepiece|protobuf|absl|benchmark/ {print $3}' | sort -u | xargs -I{} cp -L {} .bundle/lib/
   du -sh .bundle
   exit 0
 fi

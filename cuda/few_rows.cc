@@ -1,0 +1,306 @@
+#include "few_rows.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "support/check.h"
+
+namespace guanaco::cuda {
+namespace {
+
+bool same_shape(const StreamedWeight& a, const StreamedWeight& b) {
+  return a.inputs == b.inputs && a.strips == b.strips && a.strip_blocks == b.strip_blocks &&
+         a.block_bytes == b.block_bytes && a.runs == b.runs && a.kind == b.kind &&
+         a.float_scales == b.float_scales;
+}
+
+int words_width(const LlamaConfig& config, int words) {
+  constexpr int kQueryKeyValue = 2, kAttended = 3, kMlp = 4;
+  switch (words) {
+    case kQueryKeyValue:
+      return (config.heads + 2 * config.kv_heads) * config.head_dim;
+    case kAttended:
+      return config.heads * config.head_dim;
+    case kMlp:
+      return config.ffn;
+    default:
+      return config.hidden;
+  }
+}
+
+template <typename T>
+void upload(DeviceBuffer& buffer, const std::vector<T>& values, const char* purpose,
+            cudaStream_t stream) {
+  const std::size_t bytes = values.size() * sizeof(T);
+  if (buffer.bytes() < bytes) {
+    check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");  // a pass may still read it
+    buffer = DeviceBuffer(bytes, purpose);
+  }
+  check(cudaMemcpyAsync(buffer.as<void>(), values.data(), bytes, cudaMemcpyHostToDevice, stream),
+        "cudaMemcpyAsync");
+}
+
+/// The linears of a model as plans of the widest kind: what memory for packets they may need.
+std::vector<LinearPlan> widest_plans(const LlamaConfig& config, const DeviceLimits& limits) {
+  const auto plan = [&](int inputs, int outputs) {
+    StreamedWeight weight;
+    weight.kind = WeightKind::half;
+    weight.inputs = inputs;
+    weight.strip_blocks = (inputs + kBlockInputs - 1) / kBlockInputs;
+    weight.strips = (outputs + kStripOutputs - 1) / kStripOutputs;
+    weight.block_bytes = element_bytes(weight.kind);
+    return plan_linear(weight, limits);
+  };
+  return {plan(config.hidden, words_width(config, 2)), plan(words_width(config, 3), config.hidden),
+          plan(config.hidden, 2 * config.ffn), plan(config.ffn, config.hidden),
+          plan(config.hidden, config.vocab)};
+}
+
+}  // namespace
+
+FewRowPasses::FewRowPasses(const LlamaConfig& config, const AttentionShape& shape,
+                           const RotaryTable& rotary, const DeviceLimits& limits)
+    : config_(config), shape_(shape), rotary_(rotary), limits_(limits) {
+  variants_[1].tokens = kStreamRows;
+  for (Variant& variant : variants_)
+    for (int i = 0; i < kWords; ++i) {
+      const std::size_t bytes = std::size_t(variant.tokens) * std::size_t(width(i)) * sizeof(float);
+      variant.words[i] = DeviceBuffer(bytes, "activations");
+      check(cudaMemset(variant.words[i].as<void>(), 0, bytes), "cudaMemset");
+    }
+  failed_ = PinnedBuffer(sizeof(unsigned), "the state of a pass");
+  *failed_.as<unsigned>() = 0;
+}
+
+std::size_t FewRowPasses::bytes(const LlamaConfig& config, const AttentionShape& shape,
+                                const DeviceLimits& limits) {
+  std::size_t bytes = 0;
+  const std::vector<LinearPlan> plans = widest_plans(config, limits);
+  for (const int tokens : {1, kStreamRows}) {
+    for (int i = 0; i < kWords; ++i)
+      bytes += std::size_t(tokens) * std::size_t(words_width(config, i)) * sizeof(float);
+    const PacketBytes packets = packet_bytes(plans, shape, tokens, limits);
+    bytes += packets.strips + packets.groups + packets.splits;
+    bytes += std::size_t(5 * config.layers + 2) * sizeof(PassStage);
+  }
+  return bytes;
+}
+
+int FewRowPasses::width(int words) const { return words_width(config_, words); }
+
+void FewRowPasses::expect(const StreamedWeight& weight) {
+  for (const LinearPlan& plan : plans_)
+    if (same_shape(plan.shape, weight)) return;
+  plans_.push_back(plan_linear(weight, limits_));
+}
+
+void FewRowPasses::prepare() {
+  stages_.reserve(std::size_t(most_stages()));
+  for (Variant& variant : variants_) {
+    const PacketBytes bytes = packet_bytes(plans_, shape_, variant.tokens, limits_);
+    const auto allocate = [](DeviceBuffer& buffer, std::size_t size) {
+      buffer = DeviceBuffer(size, "partial sums");
+      check(cudaMemset(buffer.as<void>(), 0, size), "cudaMemset");
+    };
+    allocate(variant.strip_packets, bytes.strips);
+    allocate(variant.group_packets, std::max<std::size_t>(bytes.groups, 32));
+    allocate(variant.split_packets, bytes.splits);
+    variant.planned = plans_;
+    variant.layout =
+        plan_pass(variant.planned, most_stages(), variant.tokens, shape_, config_.hidden, limits_);
+    if (variant.layout.slots == 0) {
+      require(variant.tokens > 1, ErrorCode::unsupported,
+              "the GPU has {} bytes of shared memory for a thread block, {} and a ring are needed",
+              limits_.shared_bytes_block, variant.layout.bytes);
+      most_rows_ = 1;
+    }
+    upload(variant.plans, variant.planned, "plans", nullptr);
+    variant.stages = DeviceBuffer(std::size_t(most_stages()) * sizeof(PassStage), "a pass");
+    variant.uploaded.reserve(std::size_t(most_stages()));
+  }
+  check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+}
+
+void FewRowPasses::begin(const FewRows& rows) {
+  rows_ = rows;
+  stages_.clear();
+  written_ = 0;
+  odd_linear_ = false;
+}
+
+PassStage FewRowPasses::linear(StageKind kind, const StreamedWeight& weight, const float* norm) {
+  PassStage stage;
+  stage.kind = kind;
+  stage.odd_linear = odd_linear_ = !odd_linear_;
+  for (stage.plan = 0; !same_shape(plans_[std::size_t(stage.plan)].shape, weight);) ++stage.plan;
+  stage.blocks = weight.blocks;
+  stage.order = weight.order;
+  stage.bias = weight.bias;
+  stage.norm = norm;
+  return stage;
+}
+
+void FewRowPasses::take(PassStage& stage, Words from) const {
+  stage.input = variant().words[from].as<float>();
+  stage.input_buffer = from;
+  stage.input_parity = (written_ >> from & 1u) != 0;
+}
+
+void FewRowPasses::give(PassStage& stage, Words to) {
+  written_ ^= 1u << to;
+  stage.output = variant().words[to].as<float>();
+  stage.width = width(to);
+  stage.output_buffer = to;
+  stage.output_parity = (written_ >> to & 1u) != 0;
+  stages_.push_back(stage);
+}
+
+void FewRowPasses::embed(const void* table, int type) {
+  table_ = table;
+  table_type_ = type;
+  PassStage stage;
+  variant().residual = kResidual;
+  give(stage, kResidual);
+}
+
+void FewRowPasses::attention_input(const StreamedWeight& weight, const float* norm, int layer) {
+  PassStage stage = linear(StageKind::attention_input, weight, norm);
+  stage.layer = layer;
+  take(stage, variant().residual);
+  give(stage, kQueryKeyValue);
+}
+
+void FewRowPasses::attend(int layer) {
+  PassStage stage;
+  stage.kind = StageKind::attend;
+  stage.layer = layer;
+  take(stage, kQueryKeyValue);
+  give(stage, kAttended);
+}
+
+void FewRowPasses::add_to_residual(const StreamedWeight& weight, Words from) {
+  PassStage stage = linear(StageKind::residual, weight, nullptr);
+  Words& residual = variant().residual;
+  take(stage, residual);
+  stage.addend = stage.input;
+  stage.addend_buffer = stage.input_buffer;
+  stage.addend_parity = stage.input_parity;
+  take(stage, from);
+  residual = residual == kResidual ? kOtherResidual : kResidual;
+  give(stage, residual);
+}
+
+void FewRowPasses::attention_output(const StreamedWeight& weight) {
+  add_to_residual(weight, kAttended);
+}
+
+void FewRowPasses::mlp_input(const StreamedWeight& weight, const float* norm) {
+  PassStage stage = linear(StageKind::mlp_input, weight, norm);
+  take(stage, variant().residual);
+  give(stage, kMlp);
+}
+
+void FewRowPasses::mlp_output(const StreamedWeight& weight) { add_to_residual(weight, kMlp); }
+
+void FewRowPasses::logits(const StreamedWeight& weight, const float* norm,
+                          std::span<const int> which, const float* residual, float* out) {
+  if (residual != nullptr) {
+    begin({});
+    rows_.count = int(which.size());
+  }
+  rows_.logits_count = int(which.size());
+  std::copy(which.begin(), which.end(), rows_.logits_rows);
+  PassStage stage = linear(StageKind::logits, weight, norm);
+  take(stage, variant().residual);
+  stage.plain_input = residual != nullptr;
+  if (residual != nullptr) stage.input = residual;
+  stage.output = out;
+  stage.width = config_.vocab;
+  stages_.push_back(stage);
+}
+
+void FewRowPasses::run(const int* chosen_tokens, cudaStream_t stream) {
+  if (stages_.empty()) return;
+  Variant& own = variant();
+  require(stages_.size() <= std::size_t(most_stages()), ErrorCode::internal,
+          "a pass of {} stages, at most {} were expected", stages_.size(), most_stages());
+  if (own.uploaded != stages_) {
+    own.uploaded = stages_;
+    upload(own.stages, own.uploaded, "a pass", stream);
+  }
+  PassArgs args;
+  args.stages = own.stages.as<PassStage>();
+  args.plans = own.plans.as<LinearPlan>();
+  args.stage_count = int(stages_.size());
+  args.plan_count = int(plans_.size());
+  args.parities = own.parities;
+  args.tag = tag_;
+  args.rows = rows_;
+  args.chosen_tokens = chosen_tokens;
+  args.table = table_;
+  args.table_type = table_type_;
+  args.hidden = config_.hidden;
+  args.epsilon = config_.rms_norm_epsilon;
+  args.shape = shape_;
+  args.splits = attention_splits(shape_, limits_);
+  args.rotary = rotary_;
+  args.strip_packets = own.strip_packets.as<ulonglong2>();
+  args.group_packets = own.group_packets.as<ulonglong2>();
+  args.group_packet_count = int(own.group_packets.bytes() / 2 / sizeof(ulonglong2));
+  args.split_packets = own.split_packets.as<unsigned long long>();
+  args.failed = failed_.as<unsigned>();
+  args.layout = own.layout;
+  run_pass(args, own.tokens, limits_, stream);
+  tag_ += unsigned(stages_.size());
+  own.parities ^= written_;
+  stages_.clear();
+  written_ = 0;
+  odd_linear_ = false;
+}
+
+void FewRowPasses::check_waits() const {
+  const unsigned stage = *static_cast<const volatile unsigned*>(failed_.as<unsigned>());
+  require(stage == 0, ErrorCode::device, "stage {} of a pass waited for others without end",
+          stage - 1);
+}
+
+std::pair<FewRowPasses::Words, int> FewRowPasses::place(Activation activation) const {
+  switch (activation) {
+    case Activation::residual:
+      return {variant().residual, config_.hidden};
+    case Activation::query:
+      return {kQueryKeyValue, shape_.heads * shape_.head_dim};
+    case Activation::attended:
+      return {kAttended, shape_.heads * shape_.head_dim};
+    case Activation::mlp:
+      return {kMlp, config_.ffn};
+  }
+  fail(ErrorCode::internal, "no such activation");
+}
+
+std::vector<float> FewRowPasses::read(Activation activation, int rows) const {
+  const auto [words, columns] = place(activation);
+  std::vector<float> out(std::size_t(rows) * std::size_t(columns));
+  const std::size_t row_bytes = std::size_t(columns) * sizeof(float);
+  check(cudaMemcpy2D(out.data(), row_bytes, variant().words[words].as<void>(),
+                     std::size_t(width(words)) * sizeof(float), row_bytes, std::size_t(rows),
+                     cudaMemcpyDeviceToHost),
+        "cudaMemcpy2D");
+  for (float& value : out) value = std::bit_cast<float>(std::bit_cast<unsigned>(value) & ~1u);
+  return out;
+}
+
+void FewRowPasses::write(Activation activation, std::span<const float> values) {
+  const auto [words, columns] = place(activation);
+  std::vector<float> marked(values.begin(), values.end());
+  const unsigned parity = variant().parities >> words & 1u;
+  for (float& value : marked)
+    value = std::bit_cast<float>((std::bit_cast<unsigned>(value) & ~1u) | parity);
+  const std::size_t row_bytes = std::size_t(columns) * sizeof(float);
+  check(cudaMemcpy2D(variant().words[words].as<void>(), std::size_t(width(words)) * sizeof(float),
+                     marked.data(), row_bytes, row_bytes, values.size_bytes() / row_bytes,
+                     cudaMemcpyHostToDevice),
+        "cudaMemcpy2D");
+}
+
+}  // namespace guanaco::cuda

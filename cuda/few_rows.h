@@ -1,0 +1,98 @@
+#pragma once
+
+#include <vector>
+
+#include "backend/backend.h"
+#include "cuda_support.h"
+#include "pass.h"
+
+namespace guanaco::cuda {
+
+/// The stages for passes of up to most_rows() rows: written down as they are asked for, and run
+/// together as one kernel (pass.h).
+class FewRowPasses {
+ public:
+  FewRowPasses(const LlamaConfig& config, const AttentionShape& shape, const RotaryTable& rotary,
+               const DeviceLimits& limits);
+  /// Device memory for such a model.
+  static std::size_t bytes(const LlamaConfig& config, const AttentionShape& shape,
+                           const DeviceLimits& limits);
+
+  /// Linears of this shape may come; before prepare().
+  void expect(const StreamedWeight& weight);
+  /// All linears are known.
+  void prepare();
+
+  /// Most rows of a pass: kStreamRows, or 1 where the card has too little shared memory for more.
+  int most_rows() const { return most_rows_; }
+
+  /// Begins a pass, which writes nothing and forgets what was written down before.
+  void begin(const FewRows& rows);
+  int rows() const { return rows_.count; }
+
+  // The stages. Inputs and outputs are those of the stage before and after.
+  void embed(const void* table, int type);
+  void attention_input(const StreamedWeight& weight, const float* norm, int layer);
+  void attend(int layer);
+  void attention_output(const StreamedWeight& weight);
+  void mlp_input(const StreamedWeight& weight, const float* norm);
+  void mlp_output(const StreamedWeight& weight);
+  /// Of rows `which` of the pass; or, if `residual` is not null, of a [rows][hidden] residual
+  /// stream that earlier kernels left. out: [which.size()][vocab].
+  void logits(const StreamedWeight& weight, const float* norm, std::span<const int> which,
+              const float* residual, float* out);
+
+  /// Runs what was written down since the last run.
+  void run(const int* chosen_tokens, cudaStream_t stream);
+  /// Throws Error(device) if a wait inside a pass never ended. After the stream was waited for.
+  void check_waits() const;
+
+  // For tests; the stream was waited for, nothing is written down. values: [rows, width].
+  std::vector<float> read(Activation activation, int rows) const;
+  void write(Activation activation, std::span<const float> values);
+
+ private:
+  /// Buffers of exchanged words, [tokens][width].
+  enum Words : std::uint8_t { kResidual, kOtherResidual, kQueryKeyValue, kAttended, kMlp, kWords };
+
+  /// What passes of one row, and passes of more, have for themselves.
+  struct Variant {
+    int tokens = 1;
+    DeviceBuffer words[kWords], strip_packets, group_packets, split_packets, stages, plans;
+    std::vector<PassStage> uploaded;
+    std::vector<LinearPlan> planned;
+    PassLayout layout;
+    unsigned parities = 0;
+    Words residual = kResidual;
+  };
+
+  int width(int words) const;
+  int most_stages() const { return 5 * config_.layers + 3; }
+  Variant& variant() { return variants_[rows_.count == 1 ? 0 : 1]; }
+  const Variant& variant() const { return variants_[rows_.count == 1 ? 0 : 1]; }
+  PassStage linear(StageKind kind, const StreamedWeight& weight, const float* norm);
+  void take(PassStage& stage, Words from) const;
+  void give(PassStage& stage, Words to);
+  void add_to_residual(const StreamedWeight& weight, Words from);
+  std::pair<Words, int> place(Activation activation) const;
+
+  const LlamaConfig config_;
+  const AttentionShape shape_;
+  const RotaryTable rotary_;
+  const DeviceLimits limits_;
+  std::vector<LinearPlan> plans_;
+  Variant variants_[2];
+  int most_rows_ = kStreamRows;
+  PinnedBuffer failed_;
+  unsigned tag_ = 1;
+
+  // The pass that is being written down.
+  FewRows rows_;
+  std::vector<PassStage> stages_;
+  unsigned written_ = 0;  ///< bit of each buffer: it was written an odd number of times
+  bool odd_linear_ = false;
+  const void* table_ = nullptr;
+  int table_type_ = 0;
+};
+
+}  // namespace guanaco::cuda

@@ -1,0 +1,117 @@
+#pragma once
+
+// A pass of a few rows as one kernel (pass.cu): the stages as a list that all multiprocessors walk
+// through together.
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "layout.h"
+
+namespace guanaco::cuda {
+
+enum class StageKind : int { embed, attention_input, attend, residual, mlp_input, logits };
+
+/// One stage of a pass. Vectors between stages are exchanged words (exchange.cuh), [tokens][width].
+struct alignas(16) PassStage {
+  const std::uint8_t* blocks = nullptr;  ///< of the linear
+  int plan = -1;                         ///< its shape: index into the plans; -1: no linear
+  StageKind kind = StageKind::embed;
+  const int* order = nullptr;     ///< as StreamedWeight
+  const float* bias = nullptr;    ///< as StreamedWeight
+  const float* norm = nullptr;    ///< [inputs] weights of the RMSNorm in front, or null
+  const float* input = nullptr;   ///< [tokens][inputs]
+  const float* addend = nullptr;  ///< residual: what the product is added to, [tokens][hidden]
+  float* output = nullptr;        ///< [tokens][width]; logits: [rows][vocab], plain floats
+  int width = 0;                  ///< of the output
+  int layer = 0;
+  // Parities of the uses of the words, relative to the pass's `parities`.
+  bool input_parity = false, addend_parity = false, output_parity = false;
+  /// Linears use two sets of packets in turn: a thread block may be one linear ahead of another.
+  bool odd_linear = false;
+  bool plain_input = false;  ///< the input was written by an earlier kernel and has no parities
+  std::uint8_t input_buffer = 0, addend_buffer = 0, output_buffer = 0;  ///< bits of `parities`
+
+  bool operator==(const PassStage&) const = default;
+};
+
+/// How a linear of one shape is shared out. Inputs are staged in groups of `group_blocks` blocks; a
+/// thread block works on one group, on a contiguous range of its pieces, counted strip by strip.
+/// Ranges are at least as long as a strip's part of the group, so that at most two thread blocks
+/// share one.
+struct LinearPlan {
+  StreamedWeight shape;  ///< without pointers
+  int pieces = 1;        ///< what a block is multiplied in: 1, or 4 for halves and bfloats
+  int piece_bytes = 0;
+  int groups = 1, group_blocks = 0;
+  int copy_pieces = 1;  ///< pieces a slot of the ring takes
+};
+
+/// The rows of a pass, as kernel arguments: nothing is copied beforehand.
+struct FewRows {
+  int count = 0;
+  bool chosen = false;  ///< tokens are read from `chosen_tokens`
+  int tokens[kStreamRows] = {};
+  int positions[kStreamRows] = {};
+  int first[kStreamRows] = {};  ///< row of the pass that is the first of the same sequence
+  __half* const* tables[kStreamRows] = {};  ///< page table of the row's sequence
+  int logits_count = 0;
+  int logits_rows[kStreamRows] = {};  ///< rows of the residual stream that the logits stage takes
+};
+
+inline constexpr int kBlockPlanBytes = 624;  ///< of shared memory for each plan (weight_ring.cuh)
+
+/// Where the parts of a thread block's shared memory begin, in bytes; the ring lies at 0.
+struct PassLayout {
+  int slots = 0, slot_bytes = 0;  ///< of each warp's ring
+  int copies_under_way = 1;       ///< of each ring, at most
+  int records = 0, records_bytes = 0;
+  int parts = 0, addend = 0, squares = 0, squares_stride = 0, angles = 0, feed = 0, plans = 0,
+      stages = 0, barriers = 0, arrived = 0, rows = 0, bytes = 0;
+};
+
+struct PassArgs {
+  const PassStage* stages = nullptr;
+  const LinearPlan* plans = nullptr;
+  int stage_count = 0, plan_count = 0;
+  unsigned parities = 0;  ///< bit b: parity of the last use of buffer b before this pass
+  unsigned tag = 0;       ///< of the first stage; packets carry tag + stage
+  FewRows rows;
+  const int* chosen_tokens = nullptr;
+  const void* table = nullptr;  ///< embedding
+  int table_type = 0;           ///< 0: F16, 1: BF16, 2: F32
+  int hidden = 0;
+  float epsilon = 0;
+  AttentionShape shape;
+  int splits = 1;  ///< most thread blocks that share a (row, head)
+  RotaryTable rotary;
+  ulonglong2* strip_packets = nullptr;          ///< [2][thread blocks][8 * tokens]
+  ulonglong2* group_packets = nullptr;          ///< [2][group_packet_count]
+  int group_packet_count = 0;                   ///< most of [groups - 1][strips][8 * tokens]
+  unsigned long long* split_packets = nullptr;  ///< [tokens][heads][splits][head_dim + 2]
+  unsigned* failed = nullptr;                   ///< set to a stage + 1 if a wait there never ended
+  PassLayout layout;
+};
+
+/// Plan of a linear on this card.
+LinearPlan plan_linear(const StreamedWeight& weight, const DeviceLimits& limits);
+/// Most (row, head) splits: thread blocks that share one head's cache.
+int attention_splits(const AttentionShape& shape, const DeviceLimits& limits);
+/// Shared memory of a pass; no slots if the plans leave no room for a ring.
+PassLayout plan_pass(std::vector<LinearPlan>& plans, int stages, int tokens,
+                     const AttentionShape& shape, int hidden, const DeviceLimits& limits);
+/// Bytes of the packets of thread blocks, groups and splits.
+struct PacketBytes {
+  std::size_t strips = 0, groups = 0, splits = 0;
+};
+PacketBytes packet_bytes(const std::vector<LinearPlan>& plans, const AttentionShape& shape,
+                         int tokens, const DeviceLimits& limits);
+
+/// Runs the pass: tokens is 1 or kStreamRows. One thread block a multiprocessor, all resident at
+/// once (a cooperative launch), since they wait for each other.
+void run_pass(const PassArgs& args, int tokens, const DeviceLimits& limits, cudaStream_t stream);
+
+}  // namespace guanaco::cuda
