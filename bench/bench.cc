@@ -1,158 +1,156 @@
-// guanaco-bench: how fast a model reads prompts and decodes, as a share of what the machine can do.
+// guanaco-bench: what the machine can do, what each stage of the forward pass makes of it, and what
+// is left of it in whole tokens and prompts. Everything in one process, so that shares are shares
+// of this machine at this time.
 //
-//     guanaco-synth --shape 7b --layers 16 /tmp/7b && guanaco-bench --model /tmp/7b
-//
-// Decoding reads all weights for every token, so its yardstick is the memory's read bandwidth,
-// measured before and after in the same process with the same threads. Token ids are arbitrary:
-// speed does not depend on them.
+//     guanaco-bench --kernels 13b --shape 13b              a synthetic checkpoint, on a GPU
+//     guanaco-bench --model /tmp/7b --device cpu           a checkpoint on disk
 
-#include <algorithm>
-#include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
 #include <guanaco/guanaco.h>
-#include <nlohmann/json.hpp>
 
-#include "support/bandwidth.h"
+#include "backend/backend.h"
+#include "ceilings.h"
+#include "first_token.h"
+#include "kernels.h"
+#include "support/console.h"
 #include "support/program.h"
 #include "support/progress.h"
+#include "table.h"
+#include "tokens.h"
 
 namespace {
 
-using namespace guanaco;
-using Clock = std::chrono::steady_clock;
+/// What to measure, as the command line says it.
+struct Arguments {
+  std::vector<std::string> models, shapes, kernels;
+  bool ceilings = false, quick = false, json = false, first_token = false;
+  std::string filter = ".";
+  std::vector<int> depths;
+  std::optional<int> steps;
+  support::ModelArguments device;
+};
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
+void add_options(CLI::App& app, Arguments& arguments) {
+  auto* what = app.add_option_group("What to measure", "one or more of");
+  what->add_option("--model", arguments.models,
+                   "Tokens and prompts of a checkpoint: its folder, or a .safetensors file in it")
+      ->type_name("DIR");
+  const auto known = CLI::Validator(
+      [](const std::string& name) -> std::string {
+        try {
+          bench::named_shape(name);
+          return {};
+        } catch (const guanaco::Error& error) {
+          return error.what();
+        }
+      },
+      "");
+  what->add_option("--shape", arguments.shapes,
+                   "Tokens and prompts of a synthetic checkpoint in a temporary folder: 7b, 13b, "
+                   "33b, 65b or tiny, alone or with -act-order or -fp16")
+      ->check(known)
+      ->type_name("NAME");
+  what->add_option("--kernels", arguments.kernels,
+                   "Each stage of the forward pass alone, at such a size")
+      ->check(known)
+      ->type_name("NAME");
+  what->add_flag("--ceilings", arguments.ceilings,
+                 "What the memory and the processor can do; always measured before the others");
+  what->require_option(1, 0);
+
+  support::add_device_options(app, arguments.device);
+  app.add_option("--depth", arguments.depths,
+                 "Contexts to decode at; 0, 512 and, on a GPU, 2000 if not said")
+      ->check(support::in_range(0, 1 << 20))
+      ->type_name("INT");
+  app.add_option("--steps", arguments.steps, "Decoding steps of a measurement; 64, quick: 24")
+      ->check(support::in_range(3, 10000));
+  app.add_option("--filter", arguments.filter, "Only kernels whose name matches, as 13b/qkv/x1/d16")
+      ->type_name("REGEX");
+  app.add_flag("--quick", arguments.quick, "Fewer samples");
+  app.add_flag("--json", arguments.json, "The table as JSON in the last line of stdout");
+  app.add_flag("--first-token", arguments.first_token)->group("");  // of the process that is timed
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-std::vector<TokenId> some_tokens(const Model& model, int count) {
-  std::vector<TokenId> tokens;
-  for (int i = 0; i < count; ++i) tokens.push_back(3 + (i * 7919 + 11) % (model.info().vocab - 3));
-  return tokens;
-}
-
-/// Seconds to read a prompt into an empty session; median.
-double prompt_seconds(const Model& model, int length, int repeats) {
-  const std::vector<TokenId> prompt = some_tokens(model, length);
-  Session session(model, {.context = length});
-  std::vector<double> times;
-  for (int i = 0; i <= repeats; ++i) {
-    session.rewind(0);
-    const auto start = Clock::now();
-    session.feed(prompt);
-    if (i > 0) times.push_back(seconds_since(start));  // the first touches the memory
+bench::Ceilings measure_ceilings(const guanaco::ModelOptions& options, bool* host) {
+  // The backend says which device it would be, and whether there is one.
+  const auto backend = guanaco::make_backend(options);
+  *host = backend->is_host();
+  support::Progress progress("ceilings");
+  bench::Ceilings ceilings;
+#if GUANACO_CUDA
+  if (!*host) {
+    std::uint64_t done = 0;
+    return bench::measure_cuda_ceilings(
+        options.cuda_device, [&](const std::string& what) { progress.show(done++, 4, what); });
   }
-  return median(times);
+#endif
+  ceilings = bench::measure_host_ceilings(backend->threads());
+  ceilings.device = backend->description();
+  return ceilings;
 }
 
-/// Seconds of one greedy step for `sessions` sessions that hold `depth` tokens each; median.
-double step_seconds(const Model& model, int sessions, int depth, int steps) {
-  std::vector<Session> all;
-  std::vector<Generation> replies;
-  std::vector<Generation*> pointers;
-  for (int i = 0; i < sessions; ++i) all.emplace_back(model, SessionOptions{depth + steps + 4});
-  for (Session& session : all)
-    replies.push_back(session.generate(some_tokens(model, depth), Sampler({.temperature = 0}),
-                                       {.max_tokens = steps + 3, .stop_at_end_of_text = false}));
-  for (Generation& reply : replies) pointers.push_back(&reply);
-  std::vector<double> times;
-  for (int i = 0; i < steps + 2; ++i) {
-    const auto start = Clock::now();
-    step(pointers);
-    for (Generation& reply : replies) reply.next();
-    if (i >= 2) times.push_back(seconds_since(start));  // the first reads the prompts
+int run(const Arguments& arguments) {
+  const guanaco::ModelOptions options = support::model_options(arguments.device);
+  if (arguments.first_token) {
+    bench::first_token(arguments.models.at(0), options);
+    return support::kOk;
   }
-  return median(times);
+  const support::Console console;
+  const auto interrupted = [&] { return console.interrupted(); };
+  bool host = false;
+  bench::Ceilings ceilings = measure_ceilings(options, &host);
+  if (!host || arguments.ceilings) bench::print_ceilings(ceilings);
+
+  nlohmann::json kernel_rows = nlohmann::json::array(), models = nlohmann::json::array();
+  std::vector<bench::KernelRow> kernels;
+  for (const std::string& shape : arguments.kernels) {
+    const std::vector<bench::KernelRow> rows = bench::measure_kernels(
+        shape, ceilings, {options, arguments.filter, arguments.quick, interrupted});
+    bench::print_kernels(rows, ceilings);
+    for (const bench::KernelRow& row : rows) kernel_rows.push_back(to_json(row, ceilings));
+    kernels.insert(kernels.end(), rows.begin(), rows.end());
+  }
+
+  const bench::TokenOptions tokens{
+      options,          arguments.device.device,
+      arguments.depths, arguments.steps.value_or(arguments.quick ? 24 : 64),
+      arguments.quick,  interrupted};
+  const auto show = [&](const bench::ModelRows& model) {
+    bench::print_tokens(model, kernels, ceilings);
+    if (host)
+      fmt::print("memory read bandwidth, best of several: {:.1f} GB/s\n", ceilings.read / 1e9);
+    models.push_back(to_json(model, kernels, ceilings));
+  };
+  for (const std::string& shape : arguments.shapes)
+    show(bench::measure_shape(shape, ceilings, tokens));
+  for (const std::string& folder : arguments.models)
+    show(bench::measure_model(folder, folder, ceilings, tokens));
+
+  if (arguments.json)
+    fmt::print("{}\n",
+               nlohmann::json{
+                   {"ceilings", to_json(ceilings)}, {"kernels", kernel_rows}, {"models", models}}
+                   .dump());
+  return support::kOk;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Measures prompts and decoding of a model against the memory's bandwidth.",
+  CLI::App app("Measures prompts, decoding and each stage of it against what the machine can do.",
                "guanaco-bench");
-  support::ModelArguments arguments;
-  support::add_model_option(app, arguments);
-  support::add_device_options(app, arguments);
-  int depth = 512, steps = 24;
-  bool json = false;
-  app.add_option("--depth", depth, "deepest context to decode at")
-      ->check(support::in_range(16, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--steps", steps, "decoding steps of a measurement")
-      ->check(support::in_range(3, 10000))
-      ->capture_default_str();
-  app.add_flag("--json", json, "the table as JSON in the last line of stdout");
-
-  return support::run_main(app, argc, argv, [&] {
-    const Model model = support::load_model(app, arguments, [] { return false; });
-    const ModelInfo& info = model.info();
-    const auto ceiling = [&] {  // a GPU's memory is not measured
-      return info.threads > 0 ? support::measure_read_bandwidth(info.threads) : 0.0;
-    };
-
-    nlohmann::json rows = nlohmann::json::array();
-    support::Progress progress("measuring");
-    constexpr int kMeasurements = 7;
-    int done = 0;
-    const auto report = [&] { progress.show(std::uint64_t(++done), kMeasurements); };
-    double bandwidth = ceiling();
-    const auto decode = [&](int sessions, int at) {
-      const double seconds = step_seconds(model, sessions, at, steps);
-      bandwidth = std::max(bandwidth, ceiling());
-      const double bytes = double(info.bytes_per_token) +
-                           double(info.kv_bytes_per_token) * sessions * (at + steps / 2.0);
-      rows.push_back({{"what", fmt::format("decode, {} session{}, depth {}", sessions,
-                                           sessions > 1 ? "s" : "", at)},
-                      {"tokens_per_second", sessions / seconds},
-                      {"bytes_per_second", bytes / seconds}});
-      report();
-      return sessions / seconds;
-    };
-    const auto prompt = [&](int length) {
-      const double speed = length / prompt_seconds(model, length, 3);
-      rows.push_back({{"what", fmt::format("prompt of {}", length)}, {"tokens_per_second", speed}});
-      report();
-      return speed;
-    };
-    const double decoding = decode(1, 1);
-    decode(1, depth);
-    decode(8, 128);
-    prompt(16);
-    const double reading = prompt(128);
-    prompt(512);
-    bandwidth = std::max(bandwidth, ceiling());
-    report();
-    progress.clear();
-
-    fmt::print("{}, {:.2f} GB read for a token\n", info.device, double(info.bytes_per_token) / 1e9);
-    if (bandwidth > 0)
-      fmt::print("memory read bandwidth, best of {}: {:.1f} GB/s\n", 5, bandwidth / 1e9);
-    for (auto& row : rows) {
-      fmt::print("{:32} {:9.1f} tokens/s", row["what"].get<std::string>(),
-                 row["tokens_per_second"].get<double>());
-      if (row.contains("bytes_per_second")) {
-        fmt::print("  {:7.1f} GB/s", row["bytes_per_second"].get<double>() / 1e9);
-        if (bandwidth > 0) {
-          row["share"] = row["bytes_per_second"].get<double>() / bandwidth;
-          fmt::print("  {:3.0f} % of the bandwidth", 100 * row["share"].get<double>());
-        }
-      }
-      fmt::print("\n");
-    }
-    fmt::print("a prompt of 128 runs at {:.1f} x the per-token speed of decoding\n",
-               reading / decoding);
-    if (json)
-      fmt::print(
-          "{}\n",
-          nlohmann::json{{"device", info.device}, {"bandwidth", bandwidth}, {"rows", rows}}.dump());
-    return int(support::kOk);
-  });
+  app.footer(
+      "floor: the least time, by the bytes that must be read or, for prompts, by the products. "
+      "%read, %copy, %fp16: of what this machine was measured to do. Kernels: qkv, attend, o, "
+      "gate+up, down alone, launched one by one; launch, a pass that does nothing; attention, mlp, "
+      "layer, their stages in order in one pass. host: what a step costs the caller whose results "
+      "are there; cpu: the time its thread runs in a step.");
+  Arguments arguments;
+  add_options(app, arguments);
+  return support::run_main(app, argc, argv, [&] { return run(arguments); });
 }

@@ -1,7 +1,7 @@
 # The packages that libguanaco is built with, on Debian 12, Ubuntu 24.04 and later. Sourced by
 # examples/quickstart.sh and tests/run.sh.
 packages='cmake ninja-build g++ pkg-config libsentencepiece-dev nlohmann-json3-dev libfmt-dev
-          libcli11-dev doctest-dev'
+          libcli11-dev doctest-dev libbenchmark-dev'
 
 say() { printf '%s\n' "== $*" >&2; }
 stop() {
@@ -23,7 +23,7 @@ missing_packages() {
 install_packages() {
   command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
     stop "this system has no apt-get. Install CMake 3.25, Ninja, a C++20 compiler, pkg-config," \
-      "sentencepiece, nlohmann-json, fmt, CLI11 and doctest by its own means," \
+      "sentencepiece, nlohmann-json, fmt, CLI11, doctest and Google Benchmark by its own means," \
       "then run: cmake --preset release && cmake --build --preset release"
   missing=$(missing_packages)
   missing=${missing% }
