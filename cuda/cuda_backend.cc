@@ -138,6 +138,7 @@ std::uint64_t CudaBackend::norm_bytes(const LlamaConfig& config) const {
 
 std::uint64_t CudaBackend::scratch_bytes(const LlamaConfig& config, int rows) const {
   return activation_bytes(config, rows) + RowsBuffer::bytes(rows, config.head_dim) +
+         std::uint64_t(rows) * sizeof(int4) +
          FewRowPasses::bytes(config, shape_of(config), limits_) +
          sample_scratch_bytes(config.vocab, kStreamRows) +
          std::uint64_t(kLogitRows) * std::uint64_t(config.vocab) * sizeof(float) +

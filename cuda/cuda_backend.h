@@ -43,8 +43,8 @@ class RowsBuffer {
   std::size_t upload_bytes_ = 0;
 };
 
-/// The seven stages on one GPU. Up to kStreamRows rows are one kernel that streams the packed
-/// weights (few_rows.h); more multiply dequantised panels (prompt.h).
+/// The seven stages on one GPU. A pass of few rows (FewRowPasses::most_rows()) is one kernel that
+/// streams the packed weights; more rows multiply dequantised panels (prompt.h).
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int ordinal);

@@ -8,7 +8,8 @@
 // depend on it. Every word of a buffer is written in every use. A writer cannot overtake a reader:
 // what it writes depends, through the stages in between, on what all readers did with the old
 // words. Nor can a reader be so early that it takes the use before the last for the last: every
-// thread block waits for the input of every stage, also where it has no share of the work.
+// thread block waits for all of the input of every stage with a norm, also where it has no share of
+// the work.
 //
 // Packets are for numbers that are not written in every pass: a float beside the number of the
 // stage in all passes.
@@ -70,7 +71,10 @@ __device__ __forceinline__ float4 await(uint4 words, const float* from, bool wan
   for (int round = 0;; ++round) {
     const bool missing = wanted && !arrived(words, parity);
     const unsigned who = __ballot_sync(~0u, missing);
-    if (who == 0 || patience.lost) return values_of(words);
+    if (who == 0) return values_of(words);
+    // Waits for single words and packets may have left lanes of different minds.
+    patience.lost = __any_sync(~0u, patience.lost);
+    if (patience.lost) return values_of(words);
     if (lane == __ffs(int(who)) - 1) {
       const unsigned found[4] = {words.x, words.y, words.z, words.w};
       int late = 0;

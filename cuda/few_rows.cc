@@ -14,6 +14,9 @@ bool same_shape(const StreamedWeight& a, const StreamedWeight& b) {
          a.float_scales == b.float_scales;
 }
 
+/// Of a pass: embed, the layers, logits.
+int most_stages(const LlamaConfig& config) { return 5 * config.layers + 2; }
+
 int words_width(const LlamaConfig& config, int words) {
   constexpr int kQueryKeyValue = 2, kAttended = 3, kMlp = 4;
   switch (words) {
@@ -81,7 +84,8 @@ std::size_t FewRowPasses::bytes(const LlamaConfig& config, const AttentionShape&
       bytes += std::size_t(tokens) * std::size_t(words_width(config, i)) * sizeof(float);
     const PacketBytes packets = packet_bytes(plans, shape, tokens, limits);
     bytes += packets.strips + packets.groups + packets.splits;
-    bytes += std::size_t(5 * config.layers + 2) * sizeof(PassStage);
+    bytes +=
+        std::size_t(most_stages(config)) * sizeof(PassStage) + plans.size() * sizeof(LinearPlan);
   }
   return bytes;
 }
@@ -95,7 +99,7 @@ void FewRowPasses::expect(const StreamedWeight& weight) {
 }
 
 void FewRowPasses::prepare() {
-  stages_.reserve(std::size_t(most_stages()));
+  stages_.reserve(std::size_t(most_stages(config_)));
   for (Variant& variant : variants_) {
     const PacketBytes bytes = packet_bytes(plans_, shape_, variant.tokens, limits_);
     const auto allocate = [](DeviceBuffer& buffer, std::size_t size) {
@@ -106,8 +110,8 @@ void FewRowPasses::prepare() {
     allocate(variant.group_packets, std::max<std::size_t>(bytes.groups, 32));
     allocate(variant.split_packets, bytes.splits);
     variant.planned = plans_;
-    variant.layout =
-        plan_pass(variant.planned, most_stages(), variant.tokens, shape_, config_.hidden, limits_);
+    variant.layout = plan_pass(variant.planned, most_stages(config_), variant.tokens, shape_,
+                               config_.hidden, limits_);
     if (variant.layout.slots == 0) {
       require(variant.tokens > 1, ErrorCode::unsupported,
               "the GPU has {} bytes of shared memory for a thread block, {} and a ring are needed",
@@ -115,8 +119,8 @@ void FewRowPasses::prepare() {
       most_rows_ = 1;
     }
     upload(variant.plans, variant.planned, "plans", nullptr);
-    variant.stages = DeviceBuffer(std::size_t(most_stages()) * sizeof(PassStage), "a pass");
-    variant.uploaded.reserve(std::size_t(most_stages()));
+    variant.stages = DeviceBuffer(std::size_t(most_stages(config_)) * sizeof(PassStage), "a pass");
+    variant.uploaded.reserve(std::size_t(most_stages(config_)));
   }
   check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
 }
@@ -222,11 +226,12 @@ void FewRowPasses::logits(const StreamedWeight& weight, const float* norm,
 void FewRowPasses::run(const int* chosen_tokens, cudaStream_t stream) {
   if (stages_.empty()) return;
   Variant& own = variant();
-  require(stages_.size() <= std::size_t(most_stages()), ErrorCode::internal,
-          "a pass of {} stages, at most {} were expected", stages_.size(), most_stages());
+  require(stages_.size() <= std::size_t(most_stages(config_)), ErrorCode::internal,
+          "a pass of {} stages, at most {} were expected", stages_.size(), most_stages(config_));
   if (own.uploaded != stages_) {
+    own.uploaded.clear();  // what lies there if the copy fails
+    upload(own.stages, stages_, "a pass", stream);
     own.uploaded = stages_;
-    upload(own.stages, own.uploaded, "a pass", stream);
   }
   PassArgs args;
   args.stages = own.stages.as<PassStage>();

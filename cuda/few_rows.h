@@ -44,7 +44,8 @@ class FewRowPasses {
 
   /// Runs what was written down since the last run.
   void run(const int* chosen_tokens, cudaStream_t stream);
-  /// Throws Error(device) if a wait inside a pass never ended. After the stream was waited for.
+  /// Throws Error(device) if a wait inside a pass never ended, from then on always: the words of
+  /// later passes could not be trusted. After the stream was waited for.
   void check_waits() const;
 
   // For tests; the stream was waited for, nothing is written down. values: [rows, width].
@@ -67,7 +68,6 @@ class FewRowPasses {
   };
 
   int width(int words) const;
-  int most_stages() const { return 5 * config_.layers + 3; }
   Variant& variant() { return variants_[rows_.count == 1 ? 0 : 1]; }
   const Variant& variant() const { return variants_[rows_.count == 1 ? 0 : 1]; }
   PassStage linear(StageKind kind, const StreamedWeight& weight, const float* norm);

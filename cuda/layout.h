@@ -10,7 +10,7 @@
 #endif
 
 // How linear weights and their inputs lie in device memory: what repack.cu writes and
-// weight_stream.cuh reads.
+// multiply_piece.cuh and prompt.cu read.
 namespace guanaco::cuda {
 
 /// A weight is cut into strips of 16 outputs, a strip into blocks of 128 inputs, and the blocks of

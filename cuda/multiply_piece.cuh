@@ -84,66 +84,66 @@ __device__ __forceinline__ void multiply_pieces(const std::uint8_t* pieces,
           sums[set][1] += float(second) * (scale.y * factor);
         }
       }
-      return;
-    }
-    uint4 b[kCount][kSets];
+    } else {
+      uint4 b[kCount][kSets];
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {  // 32 inputs an instruction
+      for (int m = 0; m < 4; ++m) {  // 32 inputs an instruction
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const std::uint8_t* block = pieces + i * piece_bytes;
-        std::uint32_t a[4];
-        if constexpr (kKind == WeightKind::nibble) {
-          const uint2 rows = reinterpret_cast<const uint2*>(block)[m * kWarp + lane];
-          a[0] = rows.x & 0x0f0f0f0fu;
-          a[1] = rows.y & 0x0f0f0f0fu;
-          a[2] = (rows.x >> 4) & 0x0f0f0f0fu;
-          a[3] = (rows.y >> 4) & 0x0f0f0f0fu;
-        } else {
-          const uint4 chunk = reinterpret_cast<const uint4*>(block)[m * kWarp + lane];
-          a[0] = chunk.x;
-          a[1] = chunk.y;
-          a[2] = chunk.z;
-          a[3] = chunk.w;
+        for (int i = 0; i < kCount; ++i) {
+          const std::uint8_t* block = pieces + i * piece_bytes;
+          std::uint32_t a[4];
+          if constexpr (kKind == WeightKind::nibble) {
+            const uint2 rows = reinterpret_cast<const uint2*>(block)[m * kWarp + lane];
+            a[0] = rows.x & 0x0f0f0f0fu;
+            a[1] = rows.y & 0x0f0f0f0fu;
+            a[2] = (rows.x >> 4) & 0x0f0f0f0fu;
+            a[3] = (rows.y >> 4) & 0x0f0f0f0fu;
+          } else {
+            const uint4 chunk = reinterpret_cast<const uint4*>(block)[m * kWarp + lane];
+            a[0] = chunk.x;
+            a[1] = chunk.y;
+            a[2] = chunk.z;
+            a[3] = chunk.w;
+          }
+#pragma unroll
+          for (int set = 0; set < kSets; ++set) {
+            if (m % 2 == 0) b[i][set] = fragment(i, set, m / 2);
+            const uint4& words = b[i][set];
+            mma_u8s8(products[i][set], a, m % 2 == 0 ? words.x : words.z,
+                     m % 2 == 0 ? words.y : words.w);
+          }
         }
+        if (m < 3 && (kSimple || (((m + 1) << run_shift) & 3) != 0)) continue;  // the run goes on
+        const int run = (m << run_shift) >> 2;
 #pragma unroll
-        for (int set = 0; set < kSets; ++set) {
-          if (m % 2 == 0) b[i][set] = fragment(i, set, m / 2);
-          const uint4& words = b[i][set];
-          mma_u8s8(products[i][set], a, m % 2 == 0 ? words.x : words.z,
-                   m % 2 == 0 ? words.y : words.w);
-        }
-      }
-      if (m < 3 && (kSimple || (((m + 1) << run_shift) & 3) != 0)) continue;  // the run goes on
-      const int run = (m << run_shift) >> 2;
+        for (int i = 0; i < kCount; ++i) {
+          const std::uint8_t* scales = pieces + i * piece_bytes + element_bytes(kKind);
+          const std::uint8_t* zeros = scales + runs * kStripOutputs * (float_scales ? 4 : 2);
+          float2 scale;
+          if (float_scales) {
+            scale = reinterpret_cast<const float2*>(scales)[run * 8 + g];
+          } else {
+            scale = __half22float2(reinterpret_cast<const __half2*>(scales)[run * 8 + g]);
+          }
+          int zero0, zero1;
+          if constexpr (kKind == WeightKind::nibble) {
+            const uint2 packed = reinterpret_cast<const uint2*>(zeros)[run];
+            zero0 = int((packed.x >> (4 * g)) & 15u);
+            zero1 = int((packed.y >> (4 * g)) & 15u);
+          } else {
+            zero0 = zeros[run * 16 + g];
+            zero1 = zeros[run * 16 + 8 + g];
+          }
+          const auto* run_scales = reinterpret_cast<const RunScale*>(
+              records + i * record_bytes<kTokens>(kCodes) + record_fragment_bytes<kTokens>(kCodes));
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const std::uint8_t* scales = pieces + i * piece_bytes + element_bytes(kKind);
-        const std::uint8_t* zeros = scales + runs * kStripOutputs * (float_scales ? 4 : 2);
-        float2 scale;
-        if (float_scales) {
-          scale = reinterpret_cast<const float2*>(scales)[run * 8 + g];
-        } else {
-          scale = __half22float2(reinterpret_cast<const __half2*>(scales)[run * 8 + g]);
-        }
-        int zero0, zero1;
-        if constexpr (kKind == WeightKind::nibble) {
-          const uint2 packed = reinterpret_cast<const uint2*>(zeros)[run];
-          zero0 = int((packed.x >> (4 * g)) & 15u);
-          zero1 = int((packed.y >> (4 * g)) & 15u);
-        } else {
-          zero0 = zeros[run * 16 + g];
-          zero1 = zeros[run * 16 + 8 + g];
-        }
-        const auto* run_scales = reinterpret_cast<const RunScale*>(
-            records + i * record_bytes<kTokens>(kCodes) + record_fragment_bytes<kTokens>(kCodes));
-#pragma unroll
-        for (int set = 0; set < kSets; ++set) {
-          const RunScale x = run_scales[run * kTokens + (kTokens == 1 ? 0 : set * 4 + t)];
-          int(&d)[4] = products[i][set];
-          sums[set][0] += float(d[0] * 256 + d[1] - zero0 * x.sum) * (scale.x * x.scale);
-          sums[set][1] += float(d[2] * 256 + d[3] - zero1 * x.sum) * (scale.y * x.scale);
-          d[0] = d[1] = d[2] = d[3] = 0;
+          for (int set = 0; set < kSets; ++set) {
+            const RunScale x = run_scales[run * kTokens + (kTokens == 1 ? 0 : set * 4 + t)];
+            int(&d)[4] = products[i][set];
+            sums[set][0] += float(d[0] * 256 + d[1] - zero0 * x.sum) * (scale.x * x.scale);
+            sums[set][1] += float(d[2] * 256 + d[3] - zero1 * x.sum) * (scale.y * x.scale);
+            d[0] = d[1] = d[2] = d[3] = 0;
+          }
         }
       }
     }

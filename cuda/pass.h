@@ -62,6 +62,7 @@ struct FewRows {
   int logits_rows[kStreamRows] = {};  ///< rows of the residual stream that the logits stage takes
 };
 
+inline constexpr int kRowPlanBytes = 32, kFeedStageBytes = 16;  ///< likewise, of each row and stage
 inline constexpr int kBlockPlanBytes = 624;  ///< of shared memory for each plan (weight_ring.cuh)
 
 /// Where the parts of a thread block's shared memory begin, in bytes; the ring lies at 0.

@@ -91,11 +91,11 @@ PassLayout plan_pass(std::vector<LinearPlan>& plans, int stages, int tokens,
   take(layout.addend, residual_strips * pair_bytes);
   take(layout.squares, buffers * tokens * longest * int(sizeof(float)));
   take(layout.angles, tokens * shape.head_dim / 2 * int(sizeof(float2)));
-  take(layout.feed, stages * 16);
+  take(layout.feed, stages * kFeedStageBytes);
   take(layout.plans, int(plans.size()) * kBlockPlanBytes);
   take(layout.stages, 2 * kWarps * int(sizeof(PassStage)));
   take(layout.arrived, (strips + 1) * int(sizeof(int)));
-  take(layout.rows, tokens * 32);
+  take(layout.rows, tokens * kRowPlanBytes);
   take(layout.barriers, kWarps * kMostSlots * 16);  // full and free
   const int rest =
       std::min(limits.shared_bytes_block, limits.shared_bytes_multiprocessor - kSystemShared) - at -
@@ -103,7 +103,9 @@ PassLayout plan_pass(std::vector<LinearPlan>& plans, int stages, int tokens,
   layout.slots = std::clamp(rest / (kWarps * layout.slot_bytes), 0, kMostSlots);
   const int ring = kWarps * layout.slots * layout.slot_bytes;
   const int under_way = tokens == 1 ? kOneTokenUnderWay : kTokensUnderWay;
-  layout.copies_under_way = std::max(1, under_way / (kWarps * layout.slot_bytes));
+  // Never more than slots: a feeder tells the phases of a slot apart by their parity.
+  layout.copies_under_way =
+      std::clamp(under_way / (kWarps * layout.slot_bytes), 1, std::max(1, layout.slots));
   for (int* offset : {&layout.records, &layout.parts, &layout.addend, &layout.squares,
                       &layout.angles, &layout.feed, &layout.plans, &layout.stages, &layout.arrived,
                       &layout.rows, &layout.barriers})

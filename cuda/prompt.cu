@@ -241,7 +241,7 @@ struct FourPairs {
   }
 };
 
-/// Queries and keys are rotated, K and V appended; as in attention_input.cu.
+/// Queries and keys are rotated, K and V appended; as in attention_input.cuh.
 __global__ void __launch_bounds__(kThreads)
     prompt_attention_input_kernel(const float* products, const float* factors, const float* bias,
                                   int first_strip, int count, const AttentionInput out) {

@@ -134,7 +134,9 @@ __device__ __forceinline__ float4 gather(const StageInput& input, const float* x
       for (int i = 0; i < 4; ++i)
         if (from[i] >= 0) weights[i] = __ldg(input.norm + from[i]);
     const unsigned who = __ballot_sync(~0u, late >= 0);
-    if (who == 0 || patience.lost) break;
+    if (who == 0) break;
+    patience.lost = __any_sync(~0u, patience.lost);  // as in await()
+    if (patience.lost) break;
     if (lane == __ffs(int(who)) - 1)
       for (int i = 0; ((load_word(x + late) ^ input.parity) & 1u) != 0 && i < Patience::kPolls;
            ++i) {

@@ -144,6 +144,7 @@ __device__ __forceinline__ void leave_part(const LinearStage<kTokens>& linear,
     int* arrived = shared.arrived() + (tail ? 0 : 1 + strip - plan.first_strip);
     if (lane == 0) before = arrive_at(arrived, count);
     before = __shfl_sync(~0u, before, 0);
+    __syncwarp();  // what lane 0 may see of other warps' parts, all may
     if (before + count < all) return;
     if (lane == 0) *arrived = 0;
     // Lane w looks whether warp w had a part: its share overlaps the strip's pieces here.

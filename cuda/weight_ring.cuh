@@ -84,6 +84,8 @@ struct RowPlan {
   int first_row, first_position;  ///< of the row's sequence in the pass
 };
 
+static_assert(sizeof(RowPlan) == kRowPlanBytes);
+
 /// A warp's part of attention: octets [begin, end) of one row, for one head.
 struct AttendUnit {
   int row = 0, head = 0, split = 0, splits = 0, begin = 0, end = 0;
@@ -119,6 +121,7 @@ struct FeedStage {
   int plan;  ///< kFeedNothing, kFeedCache or a plan
   int layer;
 };
+static_assert(sizeof(FeedStage) == kFeedStageBytes);
 inline constexpr int kFeedNothing = -1, kFeedCache = -2;
 
 /// What the programs of a pass are made of.
@@ -249,7 +252,7 @@ __device__ __forceinline__ void feed_rings(const Feed& feed, std::uint32_t rings
                        Barrier::passed(full + to_free, parity);
     unsigned all = __ballot_sync(~0u, ready);
     if (all == 0) {
-      if (__ballot_sync(~0u, more) == 0) return;
+      if (__ballot_sync(~0u, more) == 0) break;
       __nanosleep(100);
       continue;
     }
@@ -276,6 +279,9 @@ __device__ __forceinline__ void feed_rings(const Feed& feed, std::uint32_t rings
                  __shfl_sync(~0u, done, r), lane);
     }
   }
+#if __CUDA_ARCH__ < 900
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
 /// A warp's ring, as the warp that uses it sees it.
