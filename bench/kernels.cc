@@ -12,6 +12,7 @@
 #include <guanaco/error.h>
 
 #include "layers.h"
+#include "support/check.h"
 #include "support/progress.h"
 
 namespace bench {
@@ -119,11 +120,20 @@ SyntheticOptions named_shape(const std::string& name) {
 
 std::vector<KernelRow> measure_kernels(const std::string& shape, const Ceilings& ceilings,
                                        const KernelOptions& options) {
-  const std::regex filter(options.filter);
+  std::regex filter;
+  try {
+    filter = options.filter;
+  } catch (const std::regex_error& error) {
+    fail(ErrorCode::invalid_argument, "--filter: {} is not a regular expression: {}",
+         options.filter, error.what());
+  }
   support::Progress progress("kernels of " + shape);
   progress.show(0, 1, "loading");
   Layers layers(named_shape(shape), ceilings, options.model);
   std::vector<Case> cases = cases_of(layers, shape, filter);
+  require(!cases.empty(), ErrorCode::invalid_argument,
+          "--filter: no kernel of {} matches {}; names look like {}/qkv/x1/d16", shape,
+          options.filter, shape);
 
   // What a benchmark throws waits until Google Benchmark has returned.
   std::exception_ptr failure;
@@ -140,13 +150,14 @@ std::vector<KernelRow> measure_kernels(const std::string& shape, const Ceilings&
     const double once = std::chrono::duration<double>(Clock::now() - start).count();
     benchmark::RegisterBenchmark(each.name.c_str(),
                                  [&](benchmark::State& state) {
-                                   if (failure) return state.SkipWithError("gave up");
-                                   try {
-                                     for (auto _ : state) state.SetIterationTime(sample(each));
-                                   } catch (...) {
-                                     failure = std::current_exception();
-                                     state.SkipWithError("failed");
-                                   }
+                                   // All repetitions must do all their iterations, so after a
+                                   // failure they go on without measuring.
+                                   for (auto _ : state) try {
+                                       state.SetIterationTime(failure ? 1.0 : sample(each));
+                                     } catch (...) {
+                                       failure = std::current_exception();
+                                       state.SetIterationTime(1.0);
+                                     }
                                  })
         ->UseManualTime()
         ->Iterations(1)

@@ -10,6 +10,7 @@
 
 #include "first_token.h"
 #include "support/bandwidth.h"
+#include "support/check.h"
 #include "support/progress.h"
 
 namespace bench {
@@ -160,7 +161,11 @@ class Measuring {
     const bool host = info.threads > 0;
     std::vector<int> depths = options_.depths;
     if (depths.empty()) depths = host ? std::vector{0, 512} : std::vector{0, 512, 2000};
-    std::erase_if(depths, [&](int depth) { return depth >= info.context; });
+    if (options_.depths.empty())
+      std::erase_if(depths, [&](int depth) { return depth >= info.context; });
+    for (const int depth : depths)
+      require(depth < info.context, ErrorCode::invalid_argument,
+              "--depth: {} does not fit, the model's context is {}", depth, info.context);
     std::vector<int> prompts = host ? std::vector{16, 128, 512} : std::vector{128, 512, 2048};
     std::erase_if(prompts, [&](int length) { return length > info.context; });
     if (options_.quick) prompts.resize(std::min<std::size_t>(prompts.size(), 2));

@@ -107,7 +107,9 @@ void RowsBuffer::upload(const Rows& from, cudaStream_t stream) {
 
 CudaBackend::CudaBackend(int ordinal) : ordinal_(ordinal) {
   int count = 0;
-  check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  require(status == cudaSuccess, ErrorCode::device,
+          "no usable NVIDIA GPU or driver (cudaGetDeviceCount: {})", cudaGetErrorString(status));
   require(ordinal < count, ErrorCode::device, "cuda_device is {}, expected 0 to {}", ordinal,
           count - 1);
   use();

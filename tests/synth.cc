@@ -240,12 +240,12 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 1;
+    return app.exit(error) == 0 ? 0 : 2;
   }
   try {
     return run(arguments);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "guanaco-synth: {}\n", error.what());
-    return 1;
+    fmt::print(stderr, "guanaco-synth: {}\n", interrupted != 0 ? "interrupted" : error.what());
+    return interrupted != 0 ? 130 : 1;
   }
 }

@@ -70,7 +70,8 @@ class Session {
 
   /// [vocab] unnormalised natural-log scores of the next token; empty before the first feed, after
   /// a rewind() that dropped tokens, and after a Generation whose tokens were chosen on a GPU, where
-  /// their logits stay. Lives until the next call that is not const.
+  /// their logits stay. After another Generation they are those that its last token was chosen
+  /// from: feed() something first. Lives until the next call that is not const.
   std::span<const float> logits() const noexcept;
 
   std::span<const TokenId> tokens() const noexcept;  ///< all that the cache holds
