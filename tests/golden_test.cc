@@ -161,6 +161,43 @@ void check_perplexity_if_present(const std::string& name) {
   if (shared(name).present()) check_perplexity(shared(name), Device::cpu);
 }
 
+/// Tokens of the replies to some questions, one after the other or all in one batch.
+std::vector<std::vector<TokenId>> replies(const Model& model, const SamplerOptions& sampling,
+                                          bool together) {
+  const char* const kQuestions[] = {"What colour is the sky?", "Who are you?", "Count to ten."};
+  std::vector<Session> sessions;
+  std::vector<Generation> generations;
+  std::vector<Generation*> all;
+  for (int i = 0; i < 3; ++i) sessions.emplace_back(model, SessionOptions{.context = 256});
+  for (int i = 0; i < 3; ++i)
+    generations.push_back(sessions[std::size_t(i)].generate(
+        std::string("### Human: ") + kQuestions[i] + "\n### Assistant:", Sampler(sampling),
+        {.max_tokens = 48, .stop_at_end_of_text = false}));
+  for (Generation& generation : generations) all.push_back(&generation);
+  std::vector<std::vector<TokenId>> tokens(3);
+  for (int i = 0; i < 48 && together; ++i) {
+    step(all);
+    for (std::size_t g = 0; g < 3; ++g)
+      if (const auto piece = generations[g].next()) tokens[g].push_back(piece->token);
+  }
+  for (std::size_t g = 0; g < 3; ++g)
+    while (const auto piece = generations[g].next()) tokens[g].push_back(piece->token);
+  return tokens;
+}
+
+/// The same text alone, again, and in a batch; `expected`: of another device, or empty.
+void check_replies(Device device, const std::vector<std::vector<TokenId>>& expected) {
+  const Model model = Model::load(bundled().model, {.device = device});
+  const SamplerOptions greedy{.temperature = 0},
+      drawn{.temperature = 0.7f, .top_p = 0.9f, .seed = 5};
+  const auto alone = replies(model, greedy, false);
+  for (const auto& tokens : alone) CHECK(tokens.size() >= 48);
+  if (!expected.empty()) CHECK(alone == expected);
+  CHECK(replies(model, greedy, false) == alone);
+  CHECK(replies(model, greedy, true) == alone);
+  CHECK(replies(model, drawn, false) == replies(model, drawn, false));
+}
+
 #if GUANACO_CUDA
 /// The reason is printed where there is no usable GPU.
 bool has_gpu() {
@@ -178,6 +215,11 @@ TEST_CASE("cuda: goldens of the bundled model") {
 TEST_CASE("cuda: perplexity of the bundled model") {
   if (has_gpu()) check_perplexity(bundled(), Device::cuda);
 }
+TEST_CASE("cuda: replies are those of the CPU and the same every time and in a batch") {
+  if (!has_gpu()) return;
+  const Model on_cpu = Model::load(bundled().model, {.device = Device::cpu});
+  check_replies(Device::cuda, replies(on_cpu, {.temperature = 0}, false));
+}
 TEST_CASE("cuda: goldens of the other variants") {
   for (const char* name :
        {"gptq-4bit-128g-actorder", "gptq-4bit-32g", "gptq-4bit-perchannel", "base", "merged"})
@@ -185,6 +227,7 @@ TEST_CASE("cuda: goldens of the other variants") {
 }
 #endif
 
+TEST_CASE("replies are the same every time and in a batch") { check_replies(Device::cpu, {}); }
 TEST_CASE("goldens: the bundled model") { check_prompts(bundled(), Device::cpu); }
 TEST_CASE("goldens: groups of 128 in activation order") {
   check_prompts_if_present("gptq-4bit-128g-actorder");
