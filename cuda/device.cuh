@@ -149,6 +149,13 @@ __device__ inline int arrive_at(int* counter, int count) {
   return before;
 }
 
+/// Element of an array of `type` 0: F16, 1: BF16, 2: F32.
+__device__ inline float load_float(const void* values, int type, std::size_t index) {
+  if (type == 0) return __half2float(static_cast<const __half*>(values)[index]);
+  if (type == 1) return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[index]);
+  return static_cast<const float*>(values)[index];
+}
+
 /// Sums and maxima over `width` neighbouring lanes, in every one of them; always in the same order.
 __device__ inline float warp_sum(float value, int width = kWarp) {
   for (int offset = width / 2; offset > 0; offset /= 2)

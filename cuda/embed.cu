@@ -13,12 +13,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ float load(const void* table, int type, std::size_t index) {
-  if (type == 0) return __half2float(static_cast<const __half*>(table)[index]);
-  if (type == 1) return __bfloat162float(static_cast<const __nv_bfloat16*>(table)[index]);
-  return static_cast<const float*>(table)[index];
-}
-
 __global__ void embed_kernel(const void* table, int type, int hidden, AttentionShape shape,
                              RotaryTable rotary, PassRows rows, float* residual) {
   launch_dependents();
@@ -33,7 +27,7 @@ __global__ void embed_kernel(const void* table, int type, int hidden, AttentionS
   }
   const std::size_t from = std::size_t(rows.tokens[row]) * hidden;
   for (int i = threadIdx.x; i < hidden; i += kThreads)
-    residual[std::size_t(row) * hidden + i] = load(table, type, from + i);
+    residual[std::size_t(row) * hidden + i] = load_float(table, type, from + i);
 }
 
 }  // namespace

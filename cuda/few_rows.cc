@@ -18,7 +18,6 @@ bool same_shape(const StreamedWeight& a, const StreamedWeight& b) {
 int most_stages(const LlamaConfig& config) { return 5 * config.layers + 2; }
 
 int words_width(const LlamaConfig& config, int words) {
-  constexpr int kQueryKeyValue = 2, kAttended = 3, kMlp = 4;
   switch (words) {
     case kQueryKeyValue:
       return (config.heads + 2 * config.kv_heads) * config.head_dim;
@@ -54,9 +53,9 @@ std::vector<LinearPlan> widest_plans(const LlamaConfig& config, const DeviceLimi
     weight.block_bytes = element_bytes(weight.kind);
     return plan_linear(weight, limits);
   };
-  return {plan(config.hidden, words_width(config, 2)), plan(words_width(config, 3), config.hidden),
-          plan(config.hidden, 2 * config.ffn), plan(config.ffn, config.hidden),
-          plan(config.hidden, config.vocab)};
+  return {plan(config.hidden, words_width(config, kQueryKeyValue)),
+          plan(words_width(config, kAttended), config.hidden), plan(config.hidden, 2 * config.ffn),
+          plan(config.ffn, config.hidden), plan(config.hidden, config.vocab)};
 }
 
 }  // namespace
@@ -67,7 +66,8 @@ FewRowPasses::FewRowPasses(const LlamaConfig& config, const AttentionShape& shap
   variants_[1].tokens = kStreamRows;
   for (Variant& variant : variants_)
     for (int i = 0; i < kWords; ++i) {
-      const std::size_t bytes = std::size_t(variant.tokens) * std::size_t(width(i)) * sizeof(float);
+      const std::size_t bytes =
+          std::size_t(variant.tokens) * std::size_t(words_width(config_, i)) * sizeof(float);
       variant.words[i] = DeviceBuffer(bytes, "activations");
       check(cudaMemset(variant.words[i].as<void>(), 0, bytes), "cudaMemset");
     }
@@ -89,8 +89,6 @@ std::size_t FewRowPasses::bytes(const LlamaConfig& config, const AttentionShape&
   }
   return bytes;
 }
-
-int FewRowPasses::width(int words) const { return words_width(config_, words); }
 
 void FewRowPasses::expect(const StreamedWeight& weight) {
   for (const LinearPlan& plan : plans_)
@@ -153,7 +151,7 @@ void FewRowPasses::take(PassStage& stage, Words from) const {
 void FewRowPasses::give(PassStage& stage, Words to) {
   written_ ^= 1u << to;
   stage.output = variant().words[to].as<float>();
-  stage.width = width(to);
+  stage.width = words_width(config_, to);
   stage.output_buffer = to;
   stage.output_parity = (written_ >> to & 1u) != 0;
   stages_.push_back(stage);
@@ -269,7 +267,7 @@ void FewRowPasses::check_waits() const {
           stage - 1);
 }
 
-std::pair<FewRowPasses::Words, int> FewRowPasses::place(Activation activation) const {
+std::pair<Words, int> FewRowPasses::place(Activation activation) const {
   switch (activation) {
     case Activation::residual:
       return {variant().residual, config_.hidden};
@@ -288,8 +286,8 @@ std::vector<float> FewRowPasses::read(Activation activation, int rows) const {
   std::vector<float> out(std::size_t(rows) * std::size_t(columns));
   const std::size_t row_bytes = std::size_t(columns) * sizeof(float);
   check(cudaMemcpy2D(out.data(), row_bytes, variant().words[words].as<void>(),
-                     std::size_t(width(words)) * sizeof(float), row_bytes, std::size_t(rows),
-                     cudaMemcpyDeviceToHost),
+                     std::size_t(words_width(config_, words)) * sizeof(float), row_bytes,
+                     std::size_t(rows), cudaMemcpyDeviceToHost),
         "cudaMemcpy2D");
   for (float& value : out) value = std::bit_cast<float>(std::bit_cast<unsigned>(value) & ~1u);
   return out;
@@ -302,9 +300,9 @@ void FewRowPasses::write(Activation activation, std::span<const float> values) {
   for (float& value : marked)
     value = std::bit_cast<float>((std::bit_cast<unsigned>(value) & ~1u) | parity);
   const std::size_t row_bytes = std::size_t(columns) * sizeof(float);
-  check(cudaMemcpy2D(variant().words[words].as<void>(), std::size_t(width(words)) * sizeof(float),
-                     marked.data(), row_bytes, row_bytes, values.size_bytes() / row_bytes,
-                     cudaMemcpyHostToDevice),
+  check(cudaMemcpy2D(variant().words[words].as<void>(),
+                     std::size_t(words_width(config_, words)) * sizeof(float), marked.data(),
+                     row_bytes, row_bytes, values.size_bytes() / row_bytes, cudaMemcpyHostToDevice),
         "cudaMemcpy2D");
 }
 

@@ -8,6 +8,9 @@
 
 namespace guanaco::cuda {
 
+/// Buffers of exchanged words, [tokens][width].
+enum Words : std::uint8_t { kResidual, kOtherResidual, kQueryKeyValue, kAttended, kMlp, kWords };
+
 /// The stages for passes of up to most_rows() rows: written down as they are asked for, and run
 /// together as one kernel (pass.h).
 class FewRowPasses {
@@ -28,7 +31,6 @@ class FewRowPasses {
 
   /// Begins a pass, which writes nothing and forgets what was written down before.
   void begin(const FewRows& rows);
-  int rows() const { return rows_.count; }
 
   // The stages. Inputs and outputs are those of the stage before and after.
   void embed(const void* table, int type);
@@ -53,9 +55,6 @@ class FewRowPasses {
   void write(Activation activation, std::span<const float> values);
 
  private:
-  /// Buffers of exchanged words, [tokens][width].
-  enum Words : std::uint8_t { kResidual, kOtherResidual, kQueryKeyValue, kAttended, kMlp, kWords };
-
   /// What passes of one row, and passes of more, have for themselves.
   struct Variant {
     int tokens = 1;
@@ -67,7 +66,6 @@ class FewRowPasses {
     Words residual = kResidual;
   };
 
-  int width(int words) const;
   Variant& variant() { return variants_[rows_.count == 1 ? 0 : 1]; }
   const Variant& variant() const { return variants_[rows_.count == 1 ? 0 : 1]; }
   PassStage linear(StageKind kind, const StreamedWeight& weight, const float* norm);

@@ -13,12 +13,6 @@ namespace {
 
 constexpr int kAllThreads = kPassThreads + kFeedWarps * kWarp;
 
-__device__ float table_value(const void* table, int type, std::size_t index) {
-  if (type == 0) return __half2float(static_cast<const __half*>(table)[index]);
-  if (type == 1) return __bfloat162float(static_cast<const __nv_bfloat16*>(table)[index]);
-  return static_cast<const float*>(table)[index];
-}
-
 /// Stage 1. A few words a thread.
 template <int kTokens>
 __device__ void embed_rows(const PassShared<kTokens>& shared, const PassStage& stage) {
@@ -30,8 +24,8 @@ __device__ void embed_rows(const PassShared<kTokens>& shared, const PassStage& s
     float value = 0;
     if (row < args.rows.count) {
       const int token = args.rows.chosen ? args.chosen_tokens[row] : args.rows.tokens[row];
-      value = table_value(args.table, args.table_type,
-                          std::size_t(token) * args.hidden + i % args.hidden);
+      value = load_float(args.table, args.table_type,
+                         std::size_t(token) * args.hidden + i % args.hidden);
     }
     publish(stage.output + i, value, parity);
   }
@@ -128,6 +122,7 @@ __global__ void __launch_bounds__(kAllThreads, 1)
 void run_pass(const PassArgs& args, int tokens, const DeviceLimits& limits, cudaStream_t stream) {
   const auto launch = [&]<int kTokens, int kDim>() {
     const auto kernel = pass_kernel<kTokens, kDim>;
+    // At every launch: another model in this process may have asked for less.
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                args.layout.bytes),
           "cudaFuncSetAttribute");

@@ -62,7 +62,12 @@ struct FewRows {
   int logits_rows[kStreamRows] = {};  ///< rows of the residual stream that the logits stage takes
 };
 
-inline constexpr int kRowPlanBytes = 32, kFeedStageBytes = 16;  ///< likewise, of each row and stage
+inline constexpr int kPassWarps = 16;  ///< of a thread block, that compute
+/// Parts of a strip that a warp leaves for the warp that finishes the strip: of the tail, where its
+/// share of the rest begins, and where that ends.
+inline constexpr int kPartsOfWarp = 3;
+inline constexpr int kRowPlanBytes = 32,
+                     kFeedStageBytes = 16;   ///< of shared memory, of each row and stage
 inline constexpr int kBlockPlanBytes = 624;  ///< of shared memory for each plan (weight_ring.cuh)
 
 /// Where the parts of a thread block's shared memory begin, in bytes; the ring lies at 0.

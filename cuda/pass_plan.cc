@@ -6,8 +6,6 @@
 namespace guanaco::cuda {
 namespace {
 
-constexpr int kWarps = 16;  // pass.cu
-constexpr int kPartsOfWarp = 3;
 constexpr int kMostSlots = 8;  // of a ring
 // Of shared memory: for the staged input of eight tokens this share of what other parts leave.
 constexpr double kRecordsShare = 0.645;
@@ -64,7 +62,7 @@ PassLayout plan_pass(std::vector<LinearPlan>& plans, int stages, int tokens,
   int strips = 1, residual_strips = 1, longest = 1;
   layout.slot_bytes = 16 * shape.head_dim;  // an octet of keys
   layout.records_bytes =
-      kWarps * (shape.head_dim + 4) * int(sizeof(float));  // partials lie there too
+      kPassWarps * (shape.head_dim + 4) * int(sizeof(float));  // partials lie there too
   for (LinearPlan& plan : plans) {
     layout.records_bytes =
         std::max(layout.records_bytes, plan.group_blocks * record_size(plan.shape, tokens));
@@ -87,25 +85,25 @@ PassLayout plan_pass(std::vector<LinearPlan>& plans, int stages, int tokens,
   };
   layout.records_bytes = divide_up(layout.records_bytes, 16) * 16;
   take(layout.records, buffers * layout.records_bytes);
-  take(layout.parts, kWarps * kPartsOfWarp * pair_bytes);
+  take(layout.parts, kPassWarps * kPartsOfWarp * pair_bytes);
   take(layout.addend, residual_strips * pair_bytes);
   take(layout.squares, buffers * tokens * longest * int(sizeof(float)));
   take(layout.angles, tokens * shape.head_dim / 2 * int(sizeof(float2)));
   take(layout.feed, stages * kFeedStageBytes);
   take(layout.plans, int(plans.size()) * kBlockPlanBytes);
-  take(layout.stages, 2 * kWarps * int(sizeof(PassStage)));
+  take(layout.stages, 2 * kPassWarps * int(sizeof(PassStage)));
   take(layout.arrived, (strips + 1) * int(sizeof(int)));
   take(layout.rows, tokens * kRowPlanBytes);
-  take(layout.barriers, kWarps * kMostSlots * 16);  // full and free
+  take(layout.barriers, kPassWarps * kMostSlots * 16);  // full and free
   const int rest =
       std::min(limits.shared_bytes_block, limits.shared_bytes_multiprocessor - kSystemShared) - at -
       16;
-  layout.slots = std::clamp(rest / (kWarps * layout.slot_bytes), 0, kMostSlots);
-  const int ring = kWarps * layout.slots * layout.slot_bytes;
+  layout.slots = std::clamp(rest / (kPassWarps * layout.slot_bytes), 0, kMostSlots);
+  const int ring = kPassWarps * layout.slots * layout.slot_bytes;
   const int under_way = tokens == 1 ? kOneTokenUnderWay : kTokensUnderWay;
   // Never more than slots: a feeder tells the phases of a slot apart by their parity.
   layout.copies_under_way =
-      std::clamp(under_way / (kWarps * layout.slot_bytes), 1, std::max(1, layout.slots));
+      std::clamp(under_way / (kPassWarps * layout.slot_bytes), 1, std::max(1, layout.slots));
   for (int* offset : {&layout.records, &layout.parts, &layout.addend, &layout.squares,
                       &layout.angles, &layout.feed, &layout.plans, &layout.stages, &layout.arrived,
                       &layout.rows, &layout.barriers})

@@ -11,10 +11,6 @@ namespace guanaco::cuda {
 /// A barrier of the warps that compute.
 __device__ inline void sync_computing() { sync_threads(1, kPassThreads); }
 
-/// Parts of a strip that a warp leaves for the warp that finishes the strip: of the tail, where its
-/// share of the rest begins, and where that ends.
-inline constexpr int kPartsOfWarp = 3;
-
 /// Pairs of sums (rows g and g + 8 of one token) in a strip.
 template <int kTokens>
 inline constexpr int kPairs = 8 * kTokens;
@@ -82,6 +78,7 @@ struct StripSums {
   __device__ static int pair(int set, int lane) {
     return kTokens == 1 ? lane / 4 : set * kWarp + lane;
   }
+  __device__ static int lane_of(int pair) { return kTokens == 1 ? pair * 4 : pair % kWarp; }
   __device__ static int token(int set, int lane) { return kTokens == 1 ? 0 : set * 4 + lane % 4; }
 };
 

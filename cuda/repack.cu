@@ -7,10 +7,8 @@
 // neighbours. The gather is by input, so act-order costs nothing but more reads of words that are
 // in the caches.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "cuda_support.h"
+#include "device.cuh"
 #include "kernels.h"
 
 namespace guanaco::cuda {
@@ -40,12 +38,6 @@ __host__ __device__ int strip_rows(const StripMap& map) {
 }
 int strips_of(const StripMap& map, int outputs) {
   return (outputs + strip_rows(map) - 1) / strip_rows(map);
-}
-
-__device__ float load_float(const void* values, int type, std::size_t index) {
-  if (type == 0) return __half2float(static_cast<const __half*>(values)[index]);
-  if (type == 1) return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[index]);
-  return static_cast<const float*>(values)[index];
 }
 
 /// Code of input k, output n. Codes run down the inputs (reference/formats.md 1.3).

@@ -261,9 +261,8 @@ __device__ __forceinline__ void fetch_addend(const LinearStage<kTokens>& linear)
   const int strips = (plan.end - plan.middle + plan.width - 1) / plan.width;
   for (int i = threadIdx.x; i < strips * kPairs<kTokens>; i += kPassThreads) {
     const int strip = plan.first_strip + i / kPairs<kTokens>, pair = i % kPairs<kTokens>;
-    // As StripSums numbers pairs.
-    const int g = kTokens == 1 ? pair : pair % kWarp / 4;
-    const int token = kTokens == 1 ? 0 : pair / kWarp * 4 + pair % 4;
+    const int lane = StripSums<kTokens>::lane_of(pair), g = lane / 4;
+    const int token = StripSums<kTokens>::token(pair / kWarp, lane);
     const float* row = stage.addend + std::size_t(token) * stage.width + strip * kStripOutputs + g;
     float2 addend = {0, 0};
     if (token < linear.shared.args.rows.count) {

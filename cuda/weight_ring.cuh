@@ -14,7 +14,6 @@
 
 namespace guanaco::cuda {
 
-inline constexpr int kPassWarps = 16;
 inline constexpr int kPassThreads = kPassWarps * kWarp;  ///< that compute
 inline constexpr int kFeedWarps = 4;
 inline constexpr int kRingsFed = kPassWarps / kFeedWarps;  ///< by one warp, a lane each
@@ -118,11 +117,11 @@ __device__ inline bool find_unit(const RowPlan* rows, int count, int heads, int 
 /// What the ring needs to know of a stage.
 struct FeedStage {
   const std::uint8_t* blocks;
-  int plan;  ///< kFeedNothing, kFeedCache or a plan
+  int plan;  ///< of a linear; kFeedCache; or -1: nothing is copied
   int layer;
 };
 static_assert(sizeof(FeedStage) == kFeedStageBytes);
-inline constexpr int kFeedNothing = -1, kFeedCache = -2;
+inline constexpr int kFeedCache = -2;
 
 /// What the programs of a pass are made of.
 struct Feed {

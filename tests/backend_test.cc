@@ -132,7 +132,7 @@ void check_attention(LoadedCheckpoint& model, Sequences& sequences, std::vector<
   const std::size_t kv_width = std::size_t(config.kv_heads * d);
   const std::vector<float> residual =
       random_values(std::size_t(rows.count() * config.hidden), seed);
-  backend.embed(*model.table, rows);
+  backend.embed(*model.embedding, rows);
   backend.write(Activation::residual, residual);
   backend.write(Activation::query, poison(std::size_t(rows.count()) * q_width));
   backend.attention_input(model.layers[std::size_t(index)], index, rows);
@@ -213,7 +213,7 @@ void check_embed_and_logits(LoadedCheckpoint& model, const Rows& rows, const Tol
   const LlamaConfig& config = model.config();
   const std::size_t hidden = std::size_t(config.hidden);
   model.backend.write(Activation::residual, poison(std::size_t(rows.count()) * hidden));
-  model.backend.embed(*model.table, rows);
+  model.backend.embed(*model.embedding, rows);
   const std::vector<float> table = model.checkpoint.embedding.read_floats();
   const std::vector<float> residual = model.backend.read(Activation::residual, rows.count());
   for (int r = 0; r < rows.count(); ++r)

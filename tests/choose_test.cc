@@ -1,6 +1,3 @@
-#include <atomic>
-#include <cstdlib>
-#include <new>
 #include <optional>
 #include <string>
 #include <thread>
@@ -11,18 +8,6 @@
 
 #include "choosing_backend.h"
 #include "error_of.h"
-
-// Counts the allocations of this program, so that a test can show that steady decoding makes none.
-namespace {
-std::atomic<long> allocations = 0;
-}
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  if (guanaco::counting) ++allocations;
-  if (void* const memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace guanaco {
 namespace {
@@ -243,43 +228,51 @@ TEST_CASE("generations of a step may end and be replaced at any time") {
   CHECK(device.backend->ran_ahead > 0);
 }
 
-TEST_CASE("the order of the generations of a step may change") {
-  const DeviceModel device;
-  Session first(device.model, {.context = 256}), second(device.model, {.context = 256});
-  const GenerateOptions options{.max_tokens = 15, .stop_at_end_of_text = false};
-  Generation one = first.generate("The", sampler(kSamplings[1], 3), options),
-             two = second.generate("Hello", sampler(kSamplings[3], 4), options);
-  Reply replies[2];
-  for (int i = 0; i < 15; ++i) {
-    Generation* const group[] = {i % 4 < 2 ? &one : &two, i % 4 < 2 ? &two : &one};
-    step(group);
-    replies[0].take(*one.next());
-    replies[1].take(*two.next());
+/// Two replies of `length` tokens on one device; `before` does what it likes before each pair.
+struct TwoReplies {
+  explicit TwoReplies(int length_in)
+      : length(length_in),
+        options{.max_tokens = length_in, .stop_at_end_of_text = false},
+        first(device.model, {.context = 256}),
+        second(device.model, {.context = 256}),
+        one(first.generate("The", sampler(kSamplings[1], 3), options)),
+        two(second.generate("Hello", sampler(kSamplings[3], 4), options)) {}
+
+  template <typename F>
+  void run_and_compare(F&& before) {
+    Reply replies[2];
+    for (int i = 0; i < length; ++i) {
+      before(i);
+      replies[0].take(*one.next());
+      replies[1].take(*two.next());
+    }
+    replies[0].finish = one.finish();
+    replies[1].finish = two.finish();
+    CHECK(replies[0] == reply_of(host(), "The", sampler(kSamplings[1], 3), options));
+    CHECK(replies[1] == reply_of(host(), "Hello", sampler(kSamplings[3], 4), options));
+    CHECK(device.backend->rows_chosen == 2 * (length - 1));  // every token was computed once
   }
-  replies[0].finish = one.finish();
-  replies[1].finish = two.finish();
-  CHECK(replies[0] == reply_of(host(), "The", sampler(kSamplings[1], 3), options));
-  CHECK(replies[1] == reply_of(host(), "Hello", sampler(kSamplings[3], 4), options));
-  CHECK(device.backend->rows_chosen == 2 * 14);  // every token was computed once
+
+  int length;
+  GenerateOptions options;
+  DeviceModel device;
+  Session first, second;
+  Generation one, two;
+};
+
+TEST_CASE("the order of the generations of a step may change") {
+  TwoReplies replies(15);
+  replies.run_and_compare([&](int i) {
+    Generation* const group[] = {i % 4 < 2 ? &replies.one : &replies.two,
+                                 i % 4 < 2 ? &replies.two : &replies.one};
+    step(group);
+  });
 }
 
 TEST_CASE("two sessions that take turns lose no pass to each other") {
-  const DeviceModel device;
-  Session first(device.model, {.context = 256}), second(device.model, {.context = 256});
-  const GenerateOptions options{.max_tokens = 20, .stop_at_end_of_text = false};
-  Generation one = first.generate("The", sampler(kSamplings[1], 3), options),
-             two = second.generate("Hello", sampler(kSamplings[3], 4), options);
-  Reply replies[2];
-  for (int i = 0; i < 20; ++i) {
-    replies[0].take(*one.next());
-    replies[1].take(*two.next());
-  }
-  replies[0].finish = one.finish();
-  replies[1].finish = two.finish();
-  CHECK(replies[0] == reply_of(host(), "The", sampler(kSamplings[1], 3), options));
-  CHECK(replies[1] == reply_of(host(), "Hello", sampler(kSamplings[3], 4), options));
-  CHECK(device.backend->rows_chosen == 2 * 19);
-  CHECK(device.backend->ran_ahead > 0);
+  TwoReplies replies(20);
+  replies.run_and_compare([](int) {});
+  CHECK(replies.device.backend->ran_ahead > 0);
 }
 
 TEST_CASE("feeds and new sessions between two tokens change nothing") {
@@ -558,16 +551,9 @@ TEST_CASE("steady decoding on a device allocates nothing") {
   CHECK(allocations - before == 0);
   Generation second = other.generate("The", Sampler(kSamplings[4]), options);
   Generation* both[] = {&first, &second};
-  const auto steps = [&](int n) {
-    for (int i = 0; i < n; ++i) {
-      step(both);
-      first.next();
-      second.next();
-    }
-  };
-  steps(8);
+  steps(both, 8);
   before = allocations;
-  steps(40);
+  steps(both, 40);
   CHECK(allocations - before == 0);
   CHECK(device.backend->ran_ahead > 80);
 }

@@ -9,11 +9,11 @@
 
 #include "model/loaded_model.h"
 #include "session/run_ahead.h"
+#include "steady.h"
 
 namespace guanaco {
 
-/// Allocations are counted where this is true: not while the backend below plays a device.
-inline thread_local bool counting = true;
+/// Allocations are not counted while the backend below plays a device.
 class Uncounted {
  public:
   Uncounted() : before_(std::exchange(counting, false)) {}

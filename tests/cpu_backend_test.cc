@@ -74,15 +74,7 @@ std::vector<std::vector<float>> logits_of(LoadedCheckpoint& model, int count, in
       sequences.add(piece.sequence, std::span(text).subspan(fed, std::size_t(piece.tokens)));
     }
     const Rows rows = sequences.rows();
-    model.backend.embed(*model.table, rows);
-    for (int i = 0; i < model.config().layers; ++i) {
-      const LayerWeights& layer = model.layers[std::size_t(i)];
-      model.backend.attention_input(layer, i, rows);
-      model.backend.attend(i, rows);
-      model.backend.attention_output(layer, rows);
-      model.backend.mlp_input(layer, rows);
-      model.backend.mlp_output(layer, rows);
-    }
+    forward(model.backend, model, rows, {});
     for (int r = 0; r < rows.count(); ++r) {
       std::vector<float>& all = logits[std::size_t(rows.sequences[std::size_t(r)])];
       all.resize(all.size() + vocab);
@@ -211,7 +203,7 @@ TEST_CASE("sizes are known before anything is allocated") {
     CHECK(model.layers[0].qkv->bytes == backend->linear_bytes(qkv));
     CHECK(model.layers[0].down->bytes == backend->linear_bytes({&tensors.down, 1}));
     CHECK(model.head->bytes == backend->linear_bytes({&model.checkpoint.head, 1}));
-    CHECK(model.table->bytes == backend->table_bytes(model.checkpoint.embedding));
+    CHECK(model.embedding->bytes == backend->table_bytes(model.checkpoint.embedding));
     CHECK(model.norm->bytes == backend->norm_bytes(model.config()));
   }
   LlamaConfig config;  // 7B: 524288 bytes a position, and 4 for each 128 elements

@@ -76,8 +76,8 @@ class Pair {
     const int width = config.heads * config.head_dim;
     const double product = rows <= 8 ? tolerance.few : tolerance.many;
     CAPTURE(rows);
-    cpu_->embed(*on_cpu_.table, cpu_rows);
-    on_gpu_.backend.embed(*on_gpu_.table, gpu_rows);
+    cpu_->embed(*on_cpu_.embedding, cpu_rows);
+    on_gpu_.backend.embed(*on_gpu_.embedding, gpu_rows);
     CHECK(distance(Activation::residual, rows) < 1e-7);  // the words' parity takes a bit of fp32
     for (int i = 0; i < layers; ++i) {
       const LayerWeights &cpu = on_cpu_.layers[std::size_t(i)],
@@ -220,8 +220,7 @@ TEST_CASE("cuda: one layer of every published width") {
 }
 
 /// Logits after each of `steps` whole passes; in each, every sequence gets one token more.
-std::vector<float> whole_passes(Backend& backend, LoadedCheckpoint& loaded, int sequences,
-                                int steps) {
+std::vector<float> whole_passes(LoadedCheckpoint& loaded, int sequences, int steps) {
   Sequences cache(loaded, sequences, steps);
   std::vector<int> which;
   for (int s = 0; s < sequences; ++s) which.push_back(s);
@@ -232,18 +231,10 @@ std::vector<float> whole_passes(Backend& backend, LoadedCheckpoint& loaded, int 
     for (int s = 0; s < sequences; ++s)
       cache.add(s, random_tokens(1, loaded.config().vocab, unsigned(step * 8 + s)));
     const Rows rows = cache.rows();
-    backend.embed(*loaded.table, rows);
-    for (int i = 0; i < int(loaded.layers.size()); ++i) {
-      const LayerWeights& layer = loaded.layers[std::size_t(i)];
-      backend.attention_input(layer, i, rows);
-      backend.attend(i, rows);
-      backend.attention_output(layer, rows);
-      backend.mlp_input(layer, rows);
-      backend.mlp_output(layer, rows);
-    }
+    forward(loaded.backend, loaded, rows, {});
     all.resize(all.size() + width);
-    backend.logits(*loaded.norm, *loaded.head, which, std::span(all).last(width));
-    backend.end_pass();
+    loaded.backend.logits(*loaded.norm, *loaded.head, which, std::span(all).last(width));
+    loaded.backend.end_pass();
   }
   return all;
 }
@@ -259,8 +250,8 @@ TEST_CASE("cuda: whole passes of a model with less work than the card has room f
     LoadedCheckpoint on_cpu(*cpu, options, 16), on_gpu(*backend, options, 16);
     for (const int sequences : {1, 3}) {
       constexpr int kSteps = 150;
-      const std::vector<float> expected = whole_passes(*cpu, on_cpu, sequences, kSteps);
-      const std::vector<float> got = whole_passes(*backend, on_gpu, sequences, kSteps);
+      const std::vector<float> expected = whole_passes(on_cpu, sequences, kSteps);
+      const std::vector<float> got = whole_passes(on_gpu, sequences, kSteps);
       const std::size_t width = expected.size() / kSteps;
       double worst = 0;
       for (std::size_t at = 0; at < expected.size(); at += width)
@@ -268,7 +259,7 @@ TEST_CASE("cuda: whole passes of a model with less work than the card has room f
                                                doubles(std::span(expected).subspan(at, width))));
       CAPTURE(sequences);
       CHECK(worst < 5e-3);
-      CHECK(same_bits(got, whole_passes(*backend, on_gpu, sequences, kSteps)));
+      CHECK(same_bits(got, whole_passes(on_gpu, sequences, kSteps)));
     }
   }
 }

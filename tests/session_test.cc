@@ -1,8 +1,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <new>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -11,20 +9,8 @@
 #include <guanaco/guanaco.h>
 
 #include "error_of.h"
+#include "steady.h"
 #include "synthetic.h"
-
-// Counts every allocation of this program, so that a test can show that steady decoding makes none.
-namespace {
-std::atomic<long> allocations = 0;
-}
-// Not inlined, or the compiler sees a malloc where it expects this operator new.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* const memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace guanaco {
 namespace {
@@ -451,16 +437,9 @@ TEST_CASE("decoding a token allocates nothing") {
   Generation first = session.generate(kPrompt, sampler, options),
              second = other.generate(kStory, sampler, options);
   Generation* both[] = {&first, &second};
-  const auto steps = [&](int n) {
-    for (int i = 0; i < n; ++i) {
-      step(both);
-      first.next();
-      second.next();
-    }
-  };
-  steps(8);
+  steps(both, 8);
   const long before = allocations;
-  steps(60);
+  steps(both, 60);
   CHECK(allocations - before == 0);
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/forward.h"
 #include "synthetic.h"
 
 // What the tests of a backend share: a checkpoint on it, passes over it, and how far off it is.
@@ -25,13 +26,13 @@ struct LinearFile {
 };
 
 /// A synthetic checkpoint, loaded whole. The backend has to outlive it.
-struct LoadedCheckpoint {
+struct LoadedCheckpoint : ModelWeights {
   LoadedCheckpoint(Backend& on, const SyntheticOptions& options, int rows) : backend(on) {
     write_synthetic(folder.path(), options);
     checkpoint = Checkpoint::open(folder.path());
     checkpoint.settle({});
     backend.reserve(checkpoint.config, rows);
-    table = backend.load_table(checkpoint.embedding);
+    embedding = backend.load_table(checkpoint.embedding);
     for (const LayerTensors& tensors : checkpoint.layers) {
       LayerWeights layer;
       const Linear qkv[] = {tensors.query, tensors.key, tensors.value};
@@ -53,8 +54,6 @@ struct LoadedCheckpoint {
   Backend& backend;
   TemporaryFolder folder;
   Checkpoint checkpoint;
-  Weight table, norm, head;
-  std::vector<LayerWeights> layers;
 };
 
 /// Sequences that grow pass by pass, and the rows of the next pass.
