@@ -90,10 +90,13 @@ __global__ void __launch_bounds__(kWarp)
 
   std::size_t next = blockIdx.x;
   const auto copy_next = [&](int slot) {
-    if (next < chunks)
-      copy_async(shared_address(ring + std::size_t(slot) * chunk_bytes),
-                 reinterpret_cast<std::uintptr_t>(from + next * chunk_bytes), chunk_bytes,
-                 shared_address(&full[slot]), lane);
+    if (next < chunks) {
+      const std::uint32_t barrier = shared_address(&full[slot]);
+      begin_copies(barrier, chunk_bytes);
+      copy_async(shared_address(ring + std::size_t(slot) * chunk_bytes), from + next * chunk_bytes,
+                 chunk_bytes, barrier, lane);
+      end_copies(barrier);
+    }
     next += gridDim.x;
   };
   for (int slot = 0; slot < slots; ++slot) copy_next(slot);
@@ -101,7 +104,7 @@ __global__ void __launch_bounds__(kWarp)
   unsigned sum = 0;
   int slot = 0, parity = 0;
   for (std::size_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    full[slot].wait(parity);
+    Barrier::wait(shared_address(&full[slot]), parity);
     sum ^= reinterpret_cast<const unsigned*>(ring + std::size_t(slot) * chunk_bytes)[lane];
     __syncwarp();
     copy_next(slot);

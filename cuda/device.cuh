@@ -28,33 +28,36 @@ struct Barrier {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
   }
-  __device__ void arrive() {
-    asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(
-                     shared_address(this))
+  // The others take the address of a barrier in shared memory.
+  __device__ static void arrive(std::uint32_t barrier) {
+    asm volatile("{\n .reg .b64 state;\n mbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(barrier)
                  : "memory");
   }
-  /// Whether the phase is over; `barrier`: an address in shared memory.
-  __device__ static bool passed(std::uint32_t barrier, int parity) {
-    unsigned done;
+  /// So many arrivals, which must not be the last.
+  __device__ static void arrive_before_last(std::uint32_t barrier, int count) {
     asm volatile(
-        "{\n .reg .pred done;\n mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
-        " selp.u32 %0, 1, 0, done;\n}"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
+        "{\n .reg .b64 state;\n mbarrier.arrive.noComplete.shared.b64 state, [%0], %1;\n}" ::"r"(
+            barrier),
+        "r"(count)
         : "memory");
-    return done != 0;
   }
-  __device__ void wait(int parity) {
+  /// Returns once the phase is over.
+  __device__ static void wait(std::uint32_t barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
         "{\n .reg .pred done;\n"
         "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-        " @!done bra again;\n}" ::"r"(shared_address(this)),
+        " @!done bra again;\n}" ::"r"(barrier),
         "r"(parity)
         : "memory");
 #else
-    while (!passed(shared_address(this), parity)) {
-    }
+    for (unsigned done = 0; done == 0;)
+      asm volatile(
+          "{\n .reg .pred done;\n mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
+          " selp.u32 %0, 1, 0, done;\n}"
+          : "=r"(done)
+          : "r"(barrier), "r"(parity)
+          : "memory");
 #endif
   }
 };
@@ -65,25 +68,47 @@ inline constexpr int kCopyArrivals = 1;  // the elected lane's expect_tx; bytes 
 inline constexpr int kCopyArrivals = kWarp;  // every lane's copies arrive
 #endif
 
-/// Copies bytes (a multiple of 16, both sides 16-byte aligned) to shared memory; the barrier at
-/// `full` completes a phase when all have arrived. Called by all lanes of one warp with the same
-/// arguments. Hopper: one bulk copy by the copy engine; before: 16 bytes a lane.
-__device__ inline void copy_async(std::uint32_t shared, std::uintptr_t global, std::uint32_t bytes,
-                                  std::uint32_t full, [[maybe_unused]] int lane) {
+/// Announces copies of so many bytes in all: the barrier at `full` completes a phase when they have
+/// arrived. This and the next two are called by all lanes of one warp with the same arguments.
+__device__ inline void begin_copies([[maybe_unused]] std::uint32_t full,
+                                    [[maybe_unused]] std::uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n .reg .pred elected;\n"
       " elect.sync _|elected, 0xffffffff;\n"
-      " @elected mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;\n"
+      " @elected mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;\n}" ::"r"(full),
+      "r"(bytes)
+      : "memory");
+#endif
+}
+/// Copies bytes (a multiple of 16, both sides 16-byte aligned) to shared memory. Hopper: one bulk
+/// copy by the copy engine; before: 16 bytes a lane.
+__device__ inline void copy_async(std::uint32_t shared, const void* global, std::uint32_t bytes,
+                                  [[maybe_unused]] std::uint32_t full, [[maybe_unused]] int lane) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n .reg .pred elected;\n"
+      " elect.sync _|elected, 0xffffffff;\n"
       " @elected cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%2], [%3], %1, [%0];\n}" ::"r"(full),
-      "r"(bytes), "r"(shared), "l"(global)
+      "[%0], [%1], %2, [%3];\n}" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(full)
       : "memory");
 #else
+  const auto from = reinterpret_cast<std::uintptr_t>(global);
   for (std::uint32_t at = lane * 16u; at < bytes; at += kWarp * 16u)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared + at), "l"(global + at)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared + at), "l"(from + at)
                  : "memory");
+#endif
+}
+__device__ inline void end_copies([[maybe_unused]] std::uint32_t full) {
+#if __CUDA_ARCH__ < 900
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(full) : "memory");
+#endif
+}
+/// Nothing that this thread copies is under way any more.
+__device__ inline void finish_copies() {
+#if __CUDA_ARCH__ < 900
+  asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 
@@ -138,15 +163,15 @@ __device__ inline void mma_bfloat(float (&d)[4], const std::uint32_t (&a)[4], st
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// Adds to a count in shared memory: what was written before is visible to who sees it. Returns the
-/// count before.
-__device__ inline int arrive_at(int* counter, int count) {
-  int before;
-  asm volatile("atom.acq_rel.cta.shared.add.u32 %0, [%1], %2;"
-               : "=r"(before)
-               : "r"(shared_address(counter)), "r"(count)
-               : "memory");
-  return before;
+/// A word in shared memory that one thread writes and others wait for: what was written before is
+/// visible to who sees it.
+__device__ inline unsigned load_acquire(std::uint32_t shared) {
+  unsigned value;
+  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];" : "=r"(value) : "r"(shared) : "memory");
+  return value;
+}
+__device__ inline void store_release(std::uint32_t shared, unsigned value) {
+  asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(shared), "r"(value) : "memory");
 }
 
 /// Element of an array of `type` 0: F16, 1: BF16, 2: F32.

@@ -53,9 +53,9 @@ __device__ inline float4 values_of(const uint4& words) {
   return {value_of(words.x), value_of(words.y), value_of(words.z), value_of(words.w)};
 }
 
-/// One word, once it is there.
-__device__ inline float await(const float* from, unsigned parity, Patience& patience) {
-  unsigned word = load_word(from);
+/// One word, once it is there, given what a first look found.
+__device__ inline float await(const float* from, unsigned word, unsigned parity,
+                              Patience& patience) {
   for (int i = 0; ((word ^ parity) & 1u) != 0 && !patience.lost; ++i) {
     word = load_word(from);
     patience.lost = i == Patience::kPolls * Patience::kRounds;
@@ -63,30 +63,40 @@ __device__ inline float await(const float* from, unsigned parity, Patience& pati
   return value_of(word);
 }
 
-/// Four neighbouring words for every lane of a warp that wants some, once all are there. `words`:
-/// what a first load found. Only one lane asks again, for one word, until that has arrived: if all
-/// did, there would be little left of L2 for the weights.
-__device__ __forceinline__ float4 await(uint4 words, const float* from, bool wanted,
-                                        unsigned parity, Patience& patience, int lane) {
-  for (int round = 0;; ++round) {
-    const bool missing = wanted && !arrived(words, parity);
-    const unsigned who = __ballot_sync(~0u, missing);
-    if (who == 0) return values_of(words);
-    // Waits for single words and packets may have left lanes of different minds.
-    patience.lost = __any_sync(~0u, patience.lost);
-    if (patience.lost) return values_of(words);
-    if (lane == __ffs(int(who)) - 1) {
-      const unsigned found[4] = {words.x, words.y, words.z, words.w};
-      int late = 0;
-#pragma unroll
-      for (int i = 3; i >= 0; --i)
-        if (((found[i] ^ parity) & 1u) != 0) late = i;
-      for (int i = 0; ((load_word(from + late) ^ parity) & 1u) != 0 && i < Patience::kPolls; ++i) {
-      }
+/// Waiting by a warp for words whose first look may have been too early: each lane names the place
+/// behind `x` of one that is late, or -1. Only one lane asks again, until its word has arrived: if
+/// all did, there would be little left of L2 for the weights. False if none is late, or patience
+/// is at its end; else look again.
+__device__ __forceinline__ bool keep_waiting(const float* x, int late, unsigned parity, int round,
+                                             Patience& patience, int lane) {
+  const unsigned who = __ballot_sync(~0u, late >= 0);
+  if (who == 0) return false;
+  // Waits for single words and packets may have left lanes of different minds.
+  patience.lost = __any_sync(~0u, patience.lost);
+  if (patience.lost) return false;
+  if (lane == __ffs(int(who)) - 1)
+    for (int i = 0; ((load_word(x + late) ^ parity) & 1u) != 0 && i < Patience::kPolls; ++i) {
     }
-    __syncwarp();
-    if (missing) words = load_words(from);
-    patience.lost = round == Patience::kRounds;
+  __syncwarp();
+  patience.lost = round == Patience::kRounds;
+  return true;
+}
+
+/// A first look at four neighbouring words, for lanes that want some.
+__device__ __forceinline__ uint4 look(const float* from, bool wanted, unsigned parity) {
+  return wanted ? load_words(from) : uint4{parity, parity, parity, parity};
+}
+/// The words, once all are there, given what the first look found.
+__device__ __forceinline__ float4 await(uint4 words, const float* from, unsigned parity,
+                                        Patience& patience, int lane) {
+  for (int round = 0;; ++round) {
+    int late = -1;
+    const unsigned found[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 3; i >= 0; --i)
+      if (((found[i] ^ parity) & 1u) != 0) late = i;
+    if (!keep_waiting(from, late, parity, round, patience, lane)) return values_of(words);
+    if (late >= 0) words = load_words(from);
   }
 }
 
@@ -111,14 +121,20 @@ __device__ inline void send(ulonglong2* to, float2 value, unsigned tag) {
                "l"(packet(value.y, tag))
                : "memory");
 }
-__device__ inline float2 receive(const ulonglong2* from, unsigned tag, Patience& patience) {
+__device__ __forceinline__ ulonglong2 look(const ulonglong2* from) {
   ulonglong2 found;
-  for (int i = 0;; ++i) {
-    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-                 : "=l"(found.x), "=l"(found.y)
-                 : "l"(from)
-                 : "memory");
-    if ((unsigned(found.x >> 32) == tag && unsigned(found.y >> 32) == tag) || patience.lost) break;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+               : "=l"(found.x), "=l"(found.y)
+               : "l"(from)
+               : "memory");
+  return found;
+}
+/// Both, given what a first look found: it can be taken long before the numbers are needed.
+__device__ __forceinline__ float2 receive(const ulonglong2* from, ulonglong2 found, unsigned tag,
+                                          Patience& patience) {
+  for (int i = 0;
+       (unsigned(found.x >> 32) != tag || unsigned(found.y >> 32) != tag) && !patience.lost; ++i) {
+    found = look(from);
     patience.lost = i == Patience::kPolls * Patience::kRounds;
   }
   return {__uint_as_float(unsigned(found.x)), __uint_as_float(unsigned(found.y))};

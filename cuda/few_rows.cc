@@ -107,16 +107,14 @@ void FewRowPasses::prepare() {
     allocate(variant.strip_packets, bytes.strips);
     allocate(variant.group_packets, std::max<std::size_t>(bytes.groups, 32));
     allocate(variant.split_packets, bytes.splits);
-    variant.planned = plans_;
-    variant.layout = plan_pass(variant.planned, most_stages(config_), variant.tokens, shape_,
-                               config_.hidden, limits_);
+    variant.layout = plan_pass(plans_, variant.tokens, shape_, config_.hidden, limits_);
     if (variant.layout.slots == 0) {
       require(variant.tokens > 1, ErrorCode::unsupported,
               "the GPU has {} bytes of shared memory for a thread block, {} and a ring are needed",
               limits_.shared_bytes_block, variant.layout.bytes);
       most_rows_ = 1;
     }
-    upload(variant.plans, variant.planned, "plans", nullptr);
+    upload(variant.plans, plans_, "plans", nullptr);
     variant.stages = DeviceBuffer(std::size_t(most_stages(config_)) * sizeof(PassStage), "a pass");
     variant.uploaded.reserve(std::size_t(most_stages(config_)));
   }
@@ -167,7 +165,7 @@ void FewRowPasses::embed(const void* table, int type) {
 
 void FewRowPasses::attention_input(const StreamedWeight& weight, const float* norm, int layer) {
   PassStage stage = linear(StageKind::attention_input, weight, norm);
-  stage.layer = layer;
+  stage.layer = std::int16_t(layer);
   take(stage, variant().residual);
   give(stage, kQueryKeyValue);
 }
@@ -175,7 +173,7 @@ void FewRowPasses::attention_input(const StreamedWeight& weight, const float* no
 void FewRowPasses::attend(int layer) {
   PassStage stage;
   stage.kind = StageKind::attend;
-  stage.layer = layer;
+  stage.layer = std::int16_t(layer);
   take(stage, kQueryKeyValue);
   give(stage, kAttended);
 }

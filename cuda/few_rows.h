@@ -60,7 +60,6 @@ class FewRowPasses {
     int tokens = 1;
     DeviceBuffer words[kWords], strip_packets, group_packets, split_packets, stages, plans;
     std::vector<PassStage> uploaded;
-    std::vector<LinearPlan> planned;
     PassLayout layout;
     unsigned parities = 0;
     Words residual = kResidual;

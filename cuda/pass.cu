@@ -4,6 +4,7 @@
 // streamed_linear.cuh and attend.cuh for the stages.
 
 #include "attend.cuh"
+#include "finish_strips.cuh"
 #include "launch.cuh"
 #include "rotary.cuh"
 #include "streamed_linear.cuh"
@@ -11,7 +12,7 @@
 namespace guanaco::cuda {
 namespace {
 
-constexpr int kAllThreads = kPassThreads + kFeedWarps * kWarp;
+constexpr int kAllThreads = kPassThreads + (kFinishWarps + kFeedWarps) * kWarp;
 
 /// Stage 1. A few words a thread.
 template <int kTokens>
@@ -33,24 +34,21 @@ __device__ void embed_rows(const PassShared<kTokens>& shared, const PassStage& s
 
 /// What does not depend on a stage: the shares of every linear, the rows, the angles of RoPE.
 template <int kTokens>
-__device__ void prepare(const PassShared<kTokens>& shared, int warp, int lane) {
+__device__ void prepare(const PassShared<kTokens>& shared) {
   const PassArgs& args = shared.args;
-  if (lane == 0 && warp < kPassWarps)
-    for (int i = 0; i < args.layout.slots; ++i) {
-      shared.full(warp)[i].init(kCopyArrivals);
-      shared.free(warp)[i].init(1);
-    }
-  for (int i = threadIdx.x; i < args.plan_count * kPassWarps; i += kAllThreads)
-    share_out(shared.plans()[i / kPassWarps], args.plans[i / kPassWarps], i % kPassWarps);
-  for (int i = threadIdx.x; i < args.stage_count; i += kAllThreads) {
-    const PassStage& stage = args.stages[i];
-    shared.feed()[i] = {stage.blocks, stage.kind == StageKind::attend ? kFeedCache : stage.plan,
-                        stage.layer};
+  for (int i = threadIdx.x; i < args.layout.slots; i += kAllThreads) {
+    shared.full()[i].init(kCopyArrivals);
+    shared.free()[i].init(1);
   }
-  int* arrived = shared.arrived();
-  for (int i = threadIdx.x; i < (args.layout.rows - args.layout.arrived) / int(sizeof(int));
-       i += kAllThreads)
-    arrived[i] = 0;
+  for (int i = threadIdx.x; i < strip_slots(kTokens); i += kAllThreads) {
+    shared.strip_full()[i].init(args.layout.strip_units);
+    shared.strip_free()[i].init(1);
+    shared.freed()[i] = 0;
+  }
+  for (int i = threadIdx.x; i < args.plan_count; i += kAllThreads)
+    share_out(shared.plans()[i], args.plans[i]);
+  for (int i = threadIdx.x; i < 2 * kTokens * args.layout.squares_stride; i += kAllThreads)
+    shared.squares(0)[i] = 0;
   if (threadIdx.x < args.rows.count) {
     const FewRows& rows = args.rows;
     const int r = threadIdx.x, position = rows.positions[r], octets = position / kOctet + 1;
@@ -70,12 +68,16 @@ __global__ void __launch_bounds__(kAllThreads, 1)
   extern __shared__ __align__(128) std::uint8_t memory[];
   const PassShared<kTokens> shared{memory, args};
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  prepare(shared, warp, lane);
+  prepare(shared);
   __syncthreads();
-  if (warp >= kPassWarps) {
-    const Feed feed{args, shared.feed(), shared.plans(), shared.rows()};
-    return feed_rings<kTokens>(feed, shared_address(shared.ring(0)), shared_address(shared.full(0)),
-                               (warp - kPassWarps) * kRingsFed, lane);
+  if (warp >= kPassWarps + kFinishWarps) {
+    const Feed feed{args,
+                    shared.plans(),
+                    shared.rows(),
+                    shared_address(memory),
+                    shared_address(shared.full()),
+                    shared_address(shared.free())};
+    return Feeder<kTokens>(feed, warp - kPassWarps - kFinishWarps, lane).run();
   }
   const PassStage* const stages = args.stages;
   const auto fetch_stage = [&](int index) {  // a lane's part of the description of a stage
@@ -89,28 +91,35 @@ __global__ void __launch_bounds__(kAllThreads, 1)
     __syncwarp();
   };
   keep_stage(0, fetch_stage(0));
-  Ring ring(shared.ring(warp), shared.full(warp), shared.free(warp), args.layout.slots,
-            args.layout.slot_bytes, lane);
+  Ring ring(memory, shared.full(), shared.free(), args.layout.slots, args.layout.slot_bytes, warp,
+            lane);
   Patience patience;
   int which = 0;
+  unsigned strips = 0;  // of the linears before
 #pragma unroll 1
   for (int index = 0; index < args.stage_count; ++index) {
     const PassStage& stage = *shared.stage(warp, index % 2);
     const uint4 next = fetch_stage(index + 1);  // arrives while this stage runs
-    if (stage.kind == StageKind::embed) {
-      embed_rows(shared, stage);
-    } else if (stage.kind == StageKind::attend) {
-      const AttendStage<kTokens, kDim> attend{shared,
-                                              stage,
-                                              reinterpret_cast<float*>(shared.records(which)),
-                                              args.tag + unsigned(index),
-                                              warp,
-                                              lane,
-                                              patience};
-      attend.run(ring);
-    } else {
-      run_linear(shared, stage, index, which, ring, patience, warp, lane);
+    const unsigned tag = args.tag + unsigned(index);
+    if (stage.plan >= 0) {
+      const BlockPlan& plan = shared.plans()[stage.plan];
+      if (warp < kPassWarps) {
+        run_linear(shared, stage, which, strips, ring, patience, warp, lane);
+      } else {
+        LinearStage<kTokens> linear{shared, stage, plan,     shared.squares(which),
+                                    tag,    lane,  patience, {}};
+        finish_linear(linear, strips, warp - kPassWarps);
+      }
       which ^= 1;
+      strips += unsigned(plan.strip_count);
+    } else if (warp >= kPassWarps) {
+      // Nothing to finish.
+    } else if (stage.kind == StageKind::embed) {
+      embed_rows(shared, stage);
+    } else {
+      const AttendStage<kTokens, kDim> attend{
+          shared, stage, reinterpret_cast<float*>(shared.records()), tag, warp, lane, patience};
+      attend.run(ring);
     }
     keep_stage(index + 1, next);
     if (patience.lost) *args.failed = unsigned(index) + 1;

@@ -17,9 +17,12 @@ enum class StageKind : int { embed, attention_input, attend, residual, mlp_input
 
 /// One stage of a pass. Vectors between stages are exchanged words (exchange.cuh), [tokens][width].
 struct alignas(16) PassStage {
+  // What feeding warps read: 16 bytes.
   const std::uint8_t* blocks = nullptr;  ///< of the linear
-  int plan = -1;                         ///< its shape: index into the plans; -1: no linear
+  std::int16_t plan = -1;                ///< its shape: index into the plans; -1: no linear
+  std::int16_t layer = 0;
   StageKind kind = StageKind::embed;
+
   const int* order = nullptr;     ///< as StreamedWeight
   const float* bias = nullptr;    ///< as StreamedWeight
   const float* norm = nullptr;    ///< [inputs] weights of the RMSNorm in front, or null
@@ -27,7 +30,6 @@ struct alignas(16) PassStage {
   const float* addend = nullptr;  ///< residual: what the product is added to, [tokens][hidden]
   float* output = nullptr;        ///< [tokens][width]; logits: [rows][vocab], plain floats
   int width = 0;                  ///< of the output
-  int layer = 0;
   // Parities of the uses of the words, relative to the pass's `parities`.
   bool input_parity = false, addend_parity = false, output_parity = false;
   /// Linears use two sets of packets in turn: a thread block may be one linear ahead of another.
@@ -38,16 +40,19 @@ struct alignas(16) PassStage {
   bool operator==(const PassStage&) const = default;
 };
 
-/// How a linear of one shape is shared out. Inputs are staged in groups of `group_blocks` blocks; a
-/// thread block works on one group, on a contiguous range of its pieces, counted strip by strip.
-/// Ranges are at least as long as a strip's part of the group, so that at most two thread blocks
-/// share one.
+/// How a linear of one shape is shared out. Inputs are staged in groups of `group_blocks` blocks. A
+/// strip's part of a group is cut into units, which are copied and multiplied as a whole; a thread
+/// block works on one group, on a contiguous range of its units, counted strip by strip. Ranges are
+/// at least as long as a strip's part of the group, so that at most two thread blocks share one.
 struct LinearPlan {
   StreamedWeight shape;  ///< without pointers
   int pieces = 1;        ///< what a block is multiplied in: 1, or 4 for halves and bfloats
   int piece_bytes = 0;
   int groups = 1, group_blocks = 0;
-  int copy_pieces = 1;  ///< pieces a slot of the ring takes
+  int unit_pieces = 1;  ///< at most
+
+  /// Units of a strip, of the group that has most.
+  int strip_units() const { return (group_blocks * pieces + unit_pieces - 1) / unit_pieces; }
 };
 
 /// The rows of a pass, as kernel arguments: nothing is copied beforehand.
@@ -62,21 +67,25 @@ struct FewRows {
   int logits_rows[kStreamRows] = {};  ///< rows of the residual stream that the logits stage takes
 };
 
-inline constexpr int kPassWarps = 16;  ///< of a thread block, that compute
-/// Parts of a strip that a warp leaves for the warp that finishes the strip: of the tail, where its
-/// share of the rest begins, and where that ends.
-inline constexpr int kPartsOfWarp = 3;
-inline constexpr int kRowPlanBytes = 32,
-                     kFeedStageBytes = 16;   ///< of shared memory, of each row and stage
-inline constexpr int kBlockPlanBytes = 624;  ///< of shared memory for each plan (weight_ring.cuh)
+inline constexpr int kPassWarps = 16;   ///< of a thread block, that compute
+inline constexpr int kFeedWarps = 2;    ///< that start copies (weight_ring.cuh)
+inline constexpr int kFinishWarps = 2;  ///< that finish strips (finish_strips.cuh)
+inline constexpr int kStripSlots =
+    4;  ///< strips whose units' sums are kept at once; a power of two
+inline constexpr int kRowPlanBytes = 32;     ///< of shared memory, of each row
+inline constexpr int kBlockPlanBytes = 112;  ///< of shared memory for each plan (weight_ring.cuh)
+
+/// Strips whose units' sums are kept at once.
+constexpr int strip_slots(int tokens) { return tokens == 1 ? 4 : 2; }
 
 /// Where the parts of a thread block's shared memory begin, in bytes; the ring lies at 0.
 struct PassLayout {
-  int slots = 0, slot_bytes = 0;  ///< of each warp's ring
-  int copies_under_way = 1;       ///< of each ring, at most
+  int slots = 0, slot_bytes = 0;  ///< of the ring; slots are a multiple of kPassWarps
+  int under_way = 1;              ///< units that are copied at once, at most; odd
+  int strip_units = 1;            ///< most of a strip
   int records = 0, records_bytes = 0;
-  int parts = 0, addend = 0, squares = 0, squares_stride = 0, angles = 0, feed = 0, plans = 0,
-      stages = 0, barriers = 0, arrived = 0, rows = 0, bytes = 0;
+  int parts = 0, squares = 0, squares_stride = 0, angles = 0, plans = 0, stages = 0, barriers = 0,
+      freed = 0, rows = 0, bytes = 0;
 };
 
 struct PassArgs {
@@ -107,8 +116,8 @@ LinearPlan plan_linear(const StreamedWeight& weight, const DeviceLimits& limits)
 /// Most (row, head) splits: thread blocks that share one head's cache.
 int attention_splits(const AttentionShape& shape, const DeviceLimits& limits);
 /// Shared memory of a pass; no slots if the plans leave no room for a ring.
-PassLayout plan_pass(std::vector<LinearPlan>& plans, int stages, int tokens,
-                     const AttentionShape& shape, int hidden, const DeviceLimits& limits);
+PassLayout plan_pass(const std::vector<LinearPlan>& plans, int tokens, const AttentionShape& shape,
+                     int hidden, const DeviceLimits& limits);
 /// Bytes of the packets of thread blocks, groups and splits.
 struct PacketBytes {
   std::size_t strips = 0, groups = 0, splits = 0;

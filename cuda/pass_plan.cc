@@ -6,14 +6,16 @@
 namespace guanaco::cuda {
 namespace {
 
-constexpr int kMostSlots = 8;  // of a ring
-// Of shared memory: for the staged input of eight tokens this share of what other parts leave.
-constexpr double kRecordsShare = 0.645;
+constexpr int kMostSlots = 4 * kPassWarps;  // of the ring
+// Of shared memory: for the staged input of eight tokens this share of what other parts leave. Less
+// if blocks are long, which are more units.
+constexpr double kRecordsShare = 0.645, kLongRecordsShare = 0.58;
 constexpr int kOtherShared = 72 * 1024;
-constexpr int kSystemShared = 1024;           // of each thread block
-constexpr int kCopyBytes = 2200;              // that a copy brings at most, if a piece is no longer
-constexpr int kOneTokenUnderWay = 36 * 1024;  // bytes of all rings of a thread block
-constexpr int kTokensUnderWay = 72 * 1024;
+constexpr int kSystemShared = 1024;  // of each thread block
+// A unit takes this share of shared memory at most (if a piece is no longer): so 32 of them fit in,
+// or 16 and the staged input of eight tokens.
+constexpr int kUnitShare = 36;
+constexpr int kUnderWay = 32 * 1024;  // bytes that are copied at once, of a thread block
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
@@ -27,11 +29,6 @@ int record_size(const StreamedWeight& weight, int tokens) {
   return tokens == 1 ? record_bytes<1>(has_codes(weight))
                      : record_bytes<kStreamRows>(has_codes(weight));
 }
-/// Most strips of a plan that one thread block finishes or begins.
-int block_strips(const LinearPlan& plan, int multiprocessors) {
-  const int members = std::max(1, multiprocessors / plan.groups);
-  return divide_up(plan.shape.strips, std::min(members, plan.shape.strips)) + 2;
-}
 
 }  // namespace
 
@@ -43,11 +40,19 @@ LinearPlan plan_linear(const StreamedWeight& weight, const DeviceLimits& limits)
   plan.shape.bias = nullptr;
   plan.pieces = has_quarters(weight) ? 4 : 1;
   plan.piece_bytes = weight.block_bytes / plan.pieces;
+  // Units begin at multiples of 16 bytes, as copies have to.
+  const int unit_bytes = limits.shared_bytes_block / kUnitShare;
+  plan.unit_pieces = std::max(1, unit_bytes / plan.piece_bytes);
+  if (plan.piece_bytes % 16 != 0) plan.unit_pieces = plan.unit_pieces / 2 * 2;
+  const int unit_blocks = std::max(1, plan.unit_pieces / plan.pieces);
   // The groups are those of eight tokens for one token too: sums are the same, bit for bit.
-  const double budget = kRecordsShare * (limits.shared_bytes_block - kOtherShared);
-  const int most = std::max(1, int(budget) / record_size(weight, kStreamRows));
-  plan.groups = std::min(divide_up(weight.strip_blocks, most), limits.multiprocessors);
-  plan.group_blocks = divide_up(weight.strip_blocks, plan.groups);
+  const double share = weight.kind == WeightKind::nibble ? kRecordsShare : kLongRecordsShare;
+  const double budget = share * (limits.shared_bytes_block - kOtherShared);
+  const int most_blocks = int(budget) / record_size(weight, kStreamRows);
+  const int units = divide_up(weight.strip_blocks, unit_blocks);
+  const int most = std::max(1, most_blocks / unit_blocks);  // units of a group
+  plan.groups = std::min(divide_up(units, most), limits.multiprocessors);
+  plan.group_blocks = divide_up(units, plan.groups) * unit_blocks;
   plan.groups = divide_up(weight.strip_blocks, plan.group_blocks);
   return plan;
 }
@@ -56,26 +61,22 @@ int attention_splits(const AttentionShape& shape, const DeviceLimits& limits) {
   return std::clamp(limits.multiprocessors / shape.heads, 1, 8);
 }
 
-PassLayout plan_pass(std::vector<LinearPlan>& plans, int stages, int tokens,
-                     const AttentionShape& shape, int hidden, const DeviceLimits& limits) {
+PassLayout plan_pass(const std::vector<LinearPlan>& plans, int tokens, const AttentionShape& shape,
+                     int hidden, const DeviceLimits& limits) {
   PassLayout layout;
-  int strips = 1, residual_strips = 1, longest = 1;
-  layout.slot_bytes = 16 * shape.head_dim;  // an octet of keys
+  layout.slot_bytes = 2 * 16 * shape.head_dim;  // an octet of keys and of values
   layout.records_bytes =
       kPassWarps * (shape.head_dim + 4) * int(sizeof(float));  // partials lie there too
-  for (LinearPlan& plan : plans) {
+  for (const LinearPlan& plan : plans) {
     layout.records_bytes =
-        std::max(layout.records_bytes, plan.group_blocks * record_size(plan.shape, tokens));
-    strips = std::max(strips, block_strips(plan, limits.multiprocessors));
-    if (plan.shape.strips == divide_up(hidden, kStripOutputs))
-      residual_strips = std::max(residual_strips, block_strips(plan, limits.multiprocessors));
-    longest = std::max(longest, plan.shape.strip_blocks);
-    plan.copy_pieces = std::max(1, kCopyBytes / plan.piece_bytes);
-    layout.slot_bytes = std::max(layout.slot_bytes, plan.copy_pieces * plan.piece_bytes + 16);
+        std::max(layout.records_bytes, std::min(plan.group_blocks, plan.shape.strip_blocks) *
+                                           record_size(plan.shape, tokens));
+    layout.slot_bytes = std::max(layout.slot_bytes, plan.unit_pieces * plan.piece_bytes);
+    layout.strip_units = std::max(layout.strip_units, plan.strip_units());
   }
   layout.slot_bytes = divide_up(layout.slot_bytes, 16) * 16;
-  const int buffers = tokens == 1 ? 2 : 1, pair_bytes = 8 * tokens * int(sizeof(float2));
-  layout.squares_stride = longest;
+  const int pair_bytes = 8 * tokens * int(sizeof(float2));
+  layout.squares_stride = divide_up(divide_up(hidden, kBlockInputs), 16) * 16;
 
   // Sizes of what lies behind the ring; each begins at a multiple of 16.
   int at = 0;
@@ -84,29 +85,25 @@ PassLayout plan_pass(std::vector<LinearPlan>& plans, int stages, int tokens,
     at += divide_up(bytes, 16) * 16;
   };
   layout.records_bytes = divide_up(layout.records_bytes, 16) * 16;
-  take(layout.records, buffers * layout.records_bytes);
-  take(layout.parts, kPassWarps * kPartsOfWarp * pair_bytes);
-  take(layout.addend, residual_strips * pair_bytes);
-  take(layout.squares, buffers * tokens * longest * int(sizeof(float)));
+  take(layout.records, layout.records_bytes);
+  take(layout.squares, 2 * tokens * layout.squares_stride * int(sizeof(float)));
   take(layout.angles, tokens * shape.head_dim / 2 * int(sizeof(float2)));
-  take(layout.feed, stages * kFeedStageBytes);
   take(layout.plans, int(plans.size()) * kBlockPlanBytes);
-  take(layout.stages, 2 * kPassWarps * int(sizeof(PassStage)));
-  take(layout.arrived, (strips + 1) * int(sizeof(int)));
+  take(layout.stages, 2 * (kPassWarps + kFinishWarps) * int(sizeof(PassStage)));
+  take(layout.parts, strip_slots(tokens) * layout.strip_units * pair_bytes);
   take(layout.rows, tokens * kRowPlanBytes);
-  take(layout.barriers, kPassWarps * kMostSlots * 16);  // full and free
+  take(layout.barriers, 2 * (kMostSlots + strip_slots(tokens)) * 8);  // full and free
+  take(layout.freed, strip_slots(tokens) * int(sizeof(unsigned)));
   const int rest =
-      std::min(limits.shared_bytes_block, limits.shared_bytes_multiprocessor - kSystemShared) - at -
-      16;
-  layout.slots = std::clamp(rest / (kPassWarps * layout.slot_bytes), 0, kMostSlots);
-  const int ring = kPassWarps * layout.slots * layout.slot_bytes;
-  const int under_way = tokens == 1 ? kOneTokenUnderWay : kTokensUnderWay;
-  // Never more than slots: a feeder tells the phases of a slot apart by their parity.
-  layout.copies_under_way =
-      std::clamp(under_way / (kPassWarps * layout.slot_bytes), 1, std::max(1, layout.slots));
-  for (int* offset : {&layout.records, &layout.parts, &layout.addend, &layout.squares,
-                      &layout.angles, &layout.feed, &layout.plans, &layout.stages, &layout.arrived,
-                      &layout.rows, &layout.barriers})
+      std::min(limits.shared_bytes_block, limits.shared_bytes_multiprocessor - kSystemShared) - at;
+  layout.slots = std::clamp(rest / layout.slot_bytes / kPassWarps * kPassWarps, 0, kMostSlots);
+  // A feeding warp can tell by a parity whether a copy has arrived if there are twice as many slots
+  // as copies under way.
+  const int under_way = kUnderWay / layout.slot_bytes;
+  layout.under_way = std::max(1, (std::min(under_way, layout.slots / 2) - 1) | 1);
+  const int ring = layout.slots * layout.slot_bytes;
+  for (int* offset : {&layout.records, &layout.parts, &layout.squares, &layout.angles,
+                      &layout.plans, &layout.stages, &layout.rows, &layout.barriers, &layout.freed})
     *offset += ring;
   layout.bytes = ring + at;
   return layout;

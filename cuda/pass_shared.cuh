@@ -25,33 +25,24 @@ struct PassShared {
   __device__ T* at(int offset) const {
     return reinterpret_cast<T*>(memory + offset);
   }
-  __device__ std::uint8_t* ring(int warp) const {
-    return memory + warp * args.layout.slots * args.layout.slot_bytes;
-  }
-  __device__ Barrier* full(int warp) const {
-    return at<Barrier>(args.layout.barriers) + warp * args.layout.slots;
-  }
-  __device__ Barrier* free(int warp) const { return full(kPassWarps + warp); }
-  /// Staged input of the linear of parity `which`. Two for one token, so that a warp may stage the
-  /// next input while others multiply the last.
-  __device__ std::uint8_t* records(int which) const {
-    return memory + args.layout.records + (kTokens == 1 ? which : 0) * args.layout.records_bytes;
-  }
+  __device__ Barrier* full() const { return at<Barrier>(args.layout.barriers); }
+  __device__ Barrier* free() const { return full() + args.layout.slots; }
+  __device__ Barrier* strip_full() const { return free() + args.layout.slots; }
+  __device__ Barrier* strip_free() const { return strip_full() + strip_slots(kTokens); }
+  /// [strip_slots] strips that each slot has been through.
+  __device__ unsigned* freed() const { return at<unsigned>(args.layout.freed); }
+  __device__ std::uint8_t* records() const { return memory + args.layout.records; }
+  /// Two, for linears in turn: those of one may still be wanted while the next is staged.
   __device__ float* squares(int which) const {  ///< [tokens][squares_stride]
-    return at<float>(args.layout.squares) +
-           (kTokens == 1 ? which : 0) * kTokens * args.layout.squares_stride;
+    return at<float>(args.layout.squares) + which * kTokens * args.layout.squares_stride;
   }
-  __device__ float2* part(int warp, int index) const {  ///< [kPairs]
-    return at<float2>(args.layout.parts) + (warp * kPartsOfWarp + index) * kPairs<kTokens>;
+  __device__ float2* part(int strip_slot, int unit) const {  ///< [kPairs]
+    return at<float2>(args.layout.parts) +
+           (strip_slot * args.layout.strip_units + unit) * kPairs<kTokens>;
   }
-  __device__ int* arrived() const { return at<int>(args.layout.arrived); }  ///< [strips + 1] pieces
-  __device__ float2* addend() const {
-    return at<float2>(args.layout.addend);
-  }  ///< [strips][kPairs]
   __device__ float2* angles() const {
     return at<float2>(args.layout.angles);
   }  ///< [tokens][dim / 2]
-  __device__ FeedStage* feed() const { return at<FeedStage>(args.layout.feed); }
   __device__ BlockPlan* plans() const { return at<BlockPlan>(args.layout.plans); }
   __device__ PassStage* stage(int warp, int which) const {
     return at<PassStage>(args.layout.stages) + 2 * warp + which;
@@ -78,8 +69,44 @@ struct StripSums {
   __device__ static int pair(int set, int lane) {
     return kTokens == 1 ? lane / 4 : set * kWarp + lane;
   }
-  __device__ static int lane_of(int pair) { return kTokens == 1 ? pair * 4 : pair % kWarp; }
   __device__ static int token(int set, int lane) { return kTokens == 1 ? 0 : set * 4 + lane % 4; }
+};
+
+/// The place of a strip's parts, of the number-th strip of all linears. Warps that compute fill it,
+/// one that finishes strips empties it.
+struct StripSlot {
+  int index;
+  unsigned round;  ///< how many strips the slot has to have been through before
+  std::uint32_t full_barrier, free_barrier, freed;
+
+  template <int kTokens>
+  __device__ __forceinline__ StripSlot(const PassShared<kTokens>& shared, unsigned number)
+      : index(int(number % strip_slots(kTokens))),
+        round(number / strip_slots(kTokens)),
+        full_barrier(shared_address(shared.strip_full() + index)),
+        free_barrier(shared_address(shared.strip_free() + index)),
+        freed(shared_address(shared.freed() + index)) {}
+
+  /// A warp may have had no part in the strip before, and a barrier tells a round from the next but
+  /// not from the one after that: so the rounds are counted too.
+  __device__ __forceinline__ void wait_until_free() const {
+    while (load_acquire(freed) < round) {
+    }
+    Barrier::wait(free_barrier, int(round & 1) ^ 1);
+  }
+  /// A part is there; more: parts that the strip does not have here.
+  __device__ __forceinline__ void arrive(int more) const {
+    if (more > 0) Barrier::arrive_before_last(full_barrier, more);
+    Barrier::arrive(full_barrier);
+  }
+  __device__ __forceinline__ void wait_until_full() const {
+    Barrier::wait(full_barrier, int(round & 1));
+  }
+  /// By one lane, after the warp has read the parts.
+  __device__ __forceinline__ void free() const {
+    Barrier::arrive(free_barrier);
+    store_release(freed, round + 1);
+  }
 };
 
 }  // namespace guanaco::cuda

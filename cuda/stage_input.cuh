@@ -113,49 +113,72 @@ __device__ inline int run_sum(int value, int run_shift) {
   return kSimple ? __reduce_add_sync(~0u, value) : warp_sum(value, kWarp >> run_shift);
 }
 
-/// The inputs at four packed positions from `position`, and the norm's weights for them.
-__device__ __forceinline__ float4 gather(const StageInput& input, const float* x, int position,
-                                         float4& norm, Patience& patience, int lane) {
-  const int4 order = __ldg(reinterpret_cast<const int4*>(input.order + position));
-  const int from[4] = {order.x, order.y, order.z, order.w};
-  unsigned found[4] = {};
-  float weights[4] = {0, 0, 0, 0};
-  // As await() does for neighbouring words.
-  for (int round = 0;; ++round) {
-    int late = -1;
+/// Four neighbouring packed positions, whose inputs a lane waits for. kSimple: they are neighbours
+/// too; else each has an input of its own, or none.
+template <bool kSimple>
+struct Inputs {
+  int from[kSimple ? 1 : 4];
+  unsigned word[4];
+
+  __device__ __forceinline__ void find(const StageInput& input, int inputs, int position) {
+    [[maybe_unused]] const unsigned parity = input.parity;
+    if constexpr (kSimple) {
+      from[0] = position;
+    } else {
+      const int none = -1;
+      int4 order = {position, position + 1, position + 2, position + 3};
+      if (input.order != nullptr) {
+        order = __ldg(reinterpret_cast<const int4*>(input.order + position));
+      } else if (position >= inputs) {  // inputs are a multiple of 4
+        order = {none, none, none, none};
+      }
+      from[0] = order.x;
+      from[1] = order.y;
+      from[2] = order.z;
+      from[3] = order.w;
 #pragma unroll
-    for (int i = 3; i >= 0; --i) {
-      if (from[i] < 0) continue;
-      if (round == 0 || ((found[i] ^ input.parity) & 1u) != 0) found[i] = load_word(x + from[i]);
-      if (((found[i] ^ input.parity) & 1u) != 0) late = from[i];
+      for (int i = 0; i < 4; ++i) word[i] = from[i] < 0 ? parity : parity ^ 1u;
     }
-    if (round == 0 && input.norm != nullptr)
+  }
+  /// Loads what has not been seen to arrive.
+  __device__ __forceinline__ void load(const float* x, unsigned parity) {
+    if constexpr (kSimple) {
+      const uint4 words = load_words(x + from[0]);
+      word[0] = words.x;
+      word[1] = words.y;
+      word[2] = words.z;
+      word[3] = words.w;
+    } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        if (from[i] >= 0) weights[i] = __ldg(input.norm + from[i]);
-    const unsigned who = __ballot_sync(~0u, late >= 0);
-    if (who == 0) break;
-    patience.lost = __any_sync(~0u, patience.lost);  // as in await()
-    if (patience.lost) break;
-    if (lane == __ffs(int(who)) - 1)
-      for (int i = 0; ((load_word(x + late) ^ input.parity) & 1u) != 0 && i < Patience::kPolls;
-           ++i) {
-      }
-    __syncwarp();
-    patience.lost = round == Patience::kRounds;
+        if (((word[i] ^ parity) & 1u) != 0) word[i] = load_word(x + from[i]);
+    }
   }
-  if (input.norm != nullptr) norm = {weights[0], weights[1], weights[2], weights[3]};
-  float value[4];
+  __device__ __forceinline__ float4 norm(const float* weights) const {
+    if constexpr (kSimple) return __ldg(reinterpret_cast<const float4*>(weights + from[0]));
+    const auto of = [&](int i) {
+      return from[kSimple ? 0 : i] < 0 ? 0.0f : __ldg(weights + from[kSimple ? 0 : i]);
+    };
+    return {of(0), of(1), of(2), of(3)};
+  }
+  __device__ __forceinline__ bool here(unsigned parity) const {
+    return arrived({word[0], word[1], word[2], word[3]}, parity);
+  }
+  /// Of the first word that is late.
+  __device__ __forceinline__ int late(unsigned parity) const {
+    int which = 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) value[i] = from[i] >= 0 ? value_of(found[i]) : 0.0f;
-  return {value[0], value[1], value[2], value[3]};
-}
+    for (int i = 3; i >= 0; --i)
+      if (((word[i] ^ parity) & 1u) != 0) which = kSimple ? from[0] + i : from[kSimple ? 0 : i];
+    return which;
+  }
+};
 
 /// Stages a warp's share of the rows: blocks of the thread block's group become records, and of all
-/// blocks the sum of squares is kept if there is a norm: squares[token][block]. Loads of several
-/// blocks are under way together, and each is asked for again until it has arrived: this is what
-/// lies between the stage before and this one's first product. kSimple: inputs in their own order,
-/// one run a block. `row_of`: rows of the words, or null for the identity.
+/// blocks the sum of squares is kept if there is a norm: squares[token][block]. Several blocks
+/// advance together, so that one's latencies hide the others': this is what lies between the stage
+/// before and this one's first product. kSimple: inputs in their own order, one run a block.
+/// `row_of`: rows of the words, or null for the identity.
 template <WeightKind kKind, int kTokens, bool kSimple>
 __device__ __forceinline__ void stage_rows(const StageInput& input, const BlockPlan& plan,
                                            const int* row_of, std::uint8_t* records, float* squares,
@@ -173,6 +196,7 @@ __device__ __forceinline__ void stage_rows(const StageInput& input, const BlockP
   const int first = normed ? 0 : group_first, last = normed ? shape.strip_blocks : group_last;
   const int token = warp % kTokens;
   if (token >= input.count) return;
+  const unsigned parity = input.parity;
   Patience none{true};
   Patience& patience = input.plain ? none : patience_in;
   const float* x =
@@ -184,56 +208,77 @@ __device__ __forceinline__ void stage_rows(const StageInput& input, const BlockP
     column = (token % 4) * 2;
   }
   for (int start = first + warp / kTokens; start < last; start += kStride * kBatch) {
+    // The last blocks of a batch may not exist: then they are the first once more.
+    Inputs<kSimple> inputs[kBatch];
     float4 norm[kBatch];
-    uint4 words[kBatch];
-    const auto is_simple = [&] { return kSimple || input.order == nullptr; };
+    const auto block_of = [&](int i) {
+      const int block = start + i * kStride;
+      return block < last ? block : start;
+    };
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      inputs[i].find(input, shape.inputs, block_of(i) * kBlockInputs + 4 * lane);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) inputs[i].load(x, parity);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      norm[i] = normed ? inputs[i].norm(input.norm) : float4{1, 1, 1, 1};
+    for (int round = 0;; ++round) {
+      int late = -1;
+#pragma unroll
+      for (int i = kBatch - 1; i >= 0; --i)
+        if (!inputs[i].here(parity)) late = inputs[i].late(parity);
+      if (!keep_waiting(x, late, parity, round, patience, lane)) break;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i)
+        if (!inputs[i].here(parity)) inputs[i].load(x, parity);
+    }
+    float value[kBatch][4];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) value[i][e] = value_of(inputs[i].word[e]);
+    if (normed) {
+      float square[kBatch] = {};
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) square[i] += value[i][e] * value[i][e];
+#pragma unroll
+      for (int offset = kWarp / 2; offset > 0; offset /= 2)
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) square[i] += __shfl_xor_sync(~0u, square[i], offset);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i)
+        if (lane == i) squares[token * squares_stride + block_of(i)] = square[i];
+    }
+    float largest[kBatch], inverse[kBatch], scale[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int block = start + i * kStride, position = block * kBlockInputs + 4 * lane;
-      norm[i] = {1, 1, 1, 1};
-      words[i] = {};
-      if (block >= last || !is_simple()) continue;
-      if (!kSimple && position >= shape.inputs) continue;  // inputs are a multiple of 4
-      words[i] = load_words(x + position);
-      if (normed) norm[i] = __ldg(reinterpret_cast<const float4*>(input.norm + position));
+      value[i][0] *= norm[i].x;
+      value[i][1] *= norm[i].y;
+      value[i][2] *= norm[i].z;
+      value[i][3] *= norm[i].w;
+      largest[i] = fmaxf(fmaxf(fabsf(value[i][0]), fabsf(value[i][1])),
+                         fmaxf(fabsf(value[i][2]), fabsf(value[i][3])));
     }
 #pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      largest[i] = run_max < kSimple || !kCodes > (largest[i], run_shift);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) plane_scale<kKind>(largest[i], inverse[i], scale[i]);
+#pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int block = start + i * kStride, position = block * kBlockInputs + 4 * lane;
-      if (block >= last) break;
-      float4 value;
-      if (is_simple()) {
-        const bool wanted = kSimple || position < shape.inputs;
-        value = await(words[i], x + position, wanted, input.parity, patience, lane);
-        if (!wanted) value = {0, 0, 0, 0};
-      } else {
-        value = gather(input, x, position, norm[i], patience, lane);
-      }
-      float v[4] = {value.x, value.y, value.z, value.w};
-      if (normed) {
-        float square = 0;
-        for (const float element : v) square += element * element;
-        square = warp_sum(square);
-        if (lane == 0) squares[token * squares_stride + block] = square;
-        if (block < group_first || block >= group_last) continue;
-      }
-      v[0] *= norm[i].x;
-      v[1] *= norm[i].y;
-      v[2] *= norm[i].z;
-      v[3] *= norm[i].w;
-      float largest = 0;
-      for (const float element : v) largest = fmaxf(largest, fabsf(element));
-      largest = run_max < kSimple || !kCodes > (largest, run_shift);
-      float inverse, scale;
-      plane_scale<kKind>(largest, inverse, scale);
+      const int block = block_of(i);
+      if (block < group_first || block >= group_last) continue;
       int sum = 0;
       const int record = (block - group_first) * record_bytes<kTokens>(kCodes);
-      store_planes<kKind, kColumns>(fragments + record, column, lane, v, inverse, sum);
+      store_planes<kKind, kColumns>(fragments + record, column, lane, value[i], inverse[i], sum);
       if constexpr (kCodes) sum = run_sum<kSimple>(sum, run_shift);
       if ((lane & ((kWarp >> run_shift) - 1)) == 0) {
         auto* run_scales =
             reinterpret_cast<RunScale*>(records + record + record_fragment_bytes<kTokens>(kCodes));
-        run_scales[((lane << run_shift) / kWarp) * kTokens + token] = {scale, sum};
+        run_scales[((lane << run_shift) / kWarp) * kTokens + token] = {scale[i], sum};
       }
     }
   }

@@ -2,12 +2,13 @@
 
 // How weights and cached keys and values come into shared memory.
 //
-// Every warp that computes has a ring of its own. What it will read in the whole pass is known in
-// advance: a share of every linear, in one or two contiguous runs, and its part of the cache.
-// Feeding warps walk through these programs and start the next copy as soon as a slot is free. So
-// the copies run ahead across stages, and the memory is busy while the warps wait for each other's
-// results. A bulk copy takes some 270 cycles of the warp that starts it (bench/NOTES.md), which is
-// why warps that compute do not do it themselves.
+// What a thread block will read in a whole pass is known in advance: its units of every linear (a
+// few kilobytes of one strip each) and of the cache. They are numbered in the order in which they
+// are used, and all pass through one ring: unit p lies in slot p % slots and is worked on by warp p
+// % kPassWarps (slots are a multiple of them, so that a slot is always the same warp's). So all
+// warps end a stage together, however unevenly the memory serves them. Feeding warps start the
+// copies as slots become free, across the ends of stages: the memory is busy while the warps wait
+// for other thread blocks.
 
 #include "device.cuh"
 #include "pass.h"
@@ -15,65 +16,72 @@
 namespace guanaco::cuda {
 
 inline constexpr int kPassThreads = kPassWarps * kWarp;  ///< that compute
-inline constexpr int kFeedWarps = 4;
-inline constexpr int kRingsFed = kPassWarps / kFeedWarps;  ///< by one warp, a lane each
-inline constexpr int kOctet = 8;  ///< positions of the cache that one copy brings
+inline constexpr int kOctet = 8;                         ///< positions of the cache in a unit
 
-/// Pieces [begin, begin + count) of a thread block's group of a linear, beginning in `strip` at
-/// `column`.
-struct Share {
-  int begin, count, strip, column;
+/// Units [begin, end) of a strip.
+struct UnitRange {
+  int begin, end;
+  __device__ int count() const { return end - begin; }
 };
 
-/// A LinearPlan as this thread block sees it. Its range [begin, end) is a tail of a strip that
-/// another thread block owns, [begin, middle), which is worked on first, and the rest.
+/// A LinearPlan as this thread block sees it. Of the group's units, counted strip by strip, it
+/// works on [begin, end). The first may be the tail of a strip that another thread block owns.
 struct BlockPlan {
   LinearPlan plan;
   int group, group_piece;  ///< first piece of the group in a strip
   int width;               ///< pieces of a strip in the group
-  int begin, middle, end;
-  int first_strip;              ///< of the rest
-  Share shares[2][kPassWarps];  ///< of the tail and of the rest
+  int strip_units;         ///< units of a strip in the group
+  int begin, end;
+  int first_strip, strip_count;  ///< that it has units of
 
-  __device__ const std::uint8_t* address(const std::uint8_t* blocks, int strip, int column) const {
-    const int strip_pieces = plan.shape.strip_blocks * plan.pieces;
-    return blocks + (std::size_t(strip) * strip_pieces + group_piece + column) * plan.piece_bytes;
+  /// Its units of a strip, counted in the strip.
+  __device__ __forceinline__ UnitRange units_of(int strip) const {
+    const int first = strip * strip_units;
+    return {max(begin - first, 0), min(end - first, strip_units)};
+  }
+};
+static_assert(sizeof(BlockPlan) == kBlockPlanBytes);
+
+/// A unit of a linear: its strip and its place there. Advances by any number of units.
+struct UnitPlace {
+  int strip, unit;
+
+  /// The index-th of this thread block.
+  __device__ UnitPlace(const BlockPlan& block, int index)
+      : strip((block.begin + index) / block.strip_units),
+        unit((block.begin + index) % block.strip_units) {}
+
+  __device__ __forceinline__ void advance(const BlockPlan& block, int by) {
+    for (unit += by; unit >= block.strip_units; unit -= block.strip_units) ++strip;
+  }
+  /// First piece, in the group's part of the strip, and how many.
+  __device__ __forceinline__ int column(const BlockPlan& block) const {
+    return unit * block.plan.unit_pieces;
+  }
+  __device__ __forceinline__ int pieces(const BlockPlan& block) const {
+    return min(block.plan.unit_pieces, block.width - column(block));
   }
 };
 
-static_assert(sizeof(BlockPlan) == kBlockPlanBytes);
-
-/// Fills in this thread block's plan. Called by kPassWarps threads, one a warp's share.
-__device__ inline void share_out(BlockPlan& block, const LinearPlan& plan, int warp) {
+__device__ inline void share_out(BlockPlan& block, const LinearPlan& plan) {
   const int blocks = gridDim.x, groups = plan.groups;
   int group = 0;
   while ((group + 1) * blocks / groups <= int(blockIdx.x)) ++group;
   const int first = group * blocks / groups, last = (group + 1) * blocks / groups;
   const int members = min(last - first, plan.shape.strips), member = int(blockIdx.x) - first;
   const int group_first = group * plan.group_blocks;
-  const int width =
-      (min(plan.shape.strip_blocks, group_first + plan.group_blocks) - group_first) * plan.pieces;
-  const long long total = static_cast<long long>(plan.shape.strips) * width;
-  const bool active = member < members;
-  const int begin = active ? int(total * member / members) : 0;
-  const int end = active ? int(total * (member + 1) / members) : 0;
-  const int middle = (begin + width - 1) / width * width;
-  const auto fill = [&](int portion, int at, int from, int to) {
-    block.shares[portion][warp] = {at + from, to - from, (at + from) / width, (at + from) % width};
-  };
-  const int tail = middle - begin, rest = end - middle;
-  fill(0, begin, tail * warp / kPassWarps, tail * (warp + 1) / kPassWarps);
-  fill(1, middle, (rest * warp + kPassWarps - 1) / kPassWarps,
-       (rest * (warp + 1) + kPassWarps - 1) / kPassWarps);
-  if (warp != 0) return;
   block.plan = plan;
   block.group = group;
   block.group_piece = group_first * plan.pieces;
-  block.width = width;
-  block.begin = begin;
-  block.middle = middle;
-  block.end = end;
-  block.first_strip = middle / width;
+  block.width =
+      (min(plan.shape.strip_blocks, group_first + plan.group_blocks) - group_first) * plan.pieces;
+  block.strip_units = (block.width + plan.unit_pieces - 1) / plan.unit_pieces;
+  const long long total = static_cast<long long>(plan.shape.strips) * block.strip_units;
+  const bool active = member < members;
+  block.begin = active ? int(total * member / members) : 0;
+  block.end = active ? int(total * (member + 1) / members) : 0;
+  block.first_strip = block.begin / block.strip_units;
+  block.strip_count = active ? (block.end - 1) / block.strip_units + 1 - block.first_strip : 0;
 }
 
 /// What the attend stage of every layer needs of a row.
@@ -82,18 +90,17 @@ struct RowPlan {
   int position, octets, splits;
   int first_row, first_position;  ///< of the row's sequence in the pass
 };
-
 static_assert(sizeof(RowPlan) == kRowPlanBytes);
 
-/// A warp's part of attention: octets [begin, end) of one row, for one head.
+/// A thread block's part of attention: octets [begin, end) of one row, for one head.
 struct AttendUnit {
   int row = 0, head = 0, split = 0, splits = 0, begin = 0, end = 0;
 };
 
-/// The units of a pass, in order: heads and splits of the first row, of the second, ..., and one
-/// for each row that is not in use. False if there is no such unit.
+/// The parts of a pass, in order: heads and splits of the first row, of the second, ..., and one
+/// for each row that is not in use. False if there is no such part.
 template <int kTokens>
-__device__ inline bool find_unit(const RowPlan* rows, int count, int heads, int index, int warp,
+__device__ inline bool find_unit(const RowPlan* rows, int count, int heads, int index,
                                  AttendUnit& unit) {
   for (unit.row = 0; unit.row < kTokens; ++unit.row) {
     const int units = unit.row < count ? heads * rows[unit.row].splits : 1;
@@ -107,222 +114,167 @@ __device__ inline bool find_unit(const RowPlan* rows, int count, int heads, int 
   unit.splits = row.splits;
   unit.head = index / row.splits;
   unit.split = index % row.splits;
-  const int first = row.octets * unit.split / row.splits;
-  const int octets = row.octets * (unit.split + 1) / row.splits - first;
-  unit.begin = first + octets * warp / kPassWarps;
-  unit.end = first + octets * (warp + 1) / kPassWarps;
+  unit.begin = row.octets * unit.split / row.splits;
+  unit.end = row.octets * (unit.split + 1) / row.splits;
   return true;
 }
 
-/// What the ring needs to know of a stage.
-struct FeedStage {
-  const std::uint8_t* blocks;
-  int plan;  ///< of a linear; kFeedCache; or -1: nothing is copied
-  int layer;
-};
-static_assert(sizeof(FeedStage) == kFeedStageBytes);
-inline constexpr int kFeedCache = -2;
+/// Where somebody is in the ring: a slot, and how often the ring went round (its parity).
+struct RingPlace {
+  int slot, parity = 0;
 
-/// What the programs of a pass are made of.
+  __device__ __forceinline__ void advance(int slots, int by) {
+    for (slot += by; slot >= slots; slot -= slots) parity ^= 1;
+  }
+};
+
+/// What the feeding warps follow.
 struct Feed {
   const PassArgs& args;
-  const FeedStage* stages;
   const BlockPlan* plans;
   const RowPlan* rows;
+  std::uint32_t ring, full, free;  ///< addresses of the slots and of their barriers
 };
 
-/// The program of one warp, as runs of bytes that are copied `step` at a time.
+/// A feeding warp: of all units it starts the copies of every kFeedWarps-th. No more copies are
+/// under way than keep the memory busy: behind more, the words that thread blocks wait for would
+/// queue.
 template <int kTokens>
-class Program {
+class Feeder {
  public:
-  __device__ Program(const Feed& feed, int warp) : feed_(feed), warp_(warp) {}
+  __device__ Feeder(const Feed& feed, int which, int lane)
+      : feed_(feed), lane_(lane), ahead_(which), place_{which} {
+    // `under_way` is odd: one feeding warp waits for the other's copies, and neither runs away.
+    oldest_ = {which - feed.args.layout.under_way, 0};
+  }
 
-  std::uintptr_t from = 0;  ///< of the next copy
-  int left = 0, step = 0;   ///< bytes of the run
-
-  /// To the next run. False at the end of the pass.
-  __device__ bool advance() {
-    while (left == 0) {
-      if (in_cache_) {
-        if (copies_ > 0) {
-          next_octet();
-        } else {
-          enter_unit(unit_index_ + int(gridDim.x));
-        }
-      } else if (pieces_ > 0) {
-        next_run();
-      } else if (portion_ == 0) {
-        enter_share(1);
-      } else {
-        if (stage_ + 1 >= feed_.args.stage_count) return false;
-        const int plan = feed_.stages[++stage_].plan;
-        if (plan == kFeedCache) {
-          enter_unit(blockIdx.x);
-        } else if (plan >= 0) {
-          enter_share(0);
-        }
+  __device__ void run() {
+    const PassStage* const stages = feed_.args.stages;
+    const auto fetch = [&](int index) {  // what comes before a stage's `order`
+      return index < feed_.args.stage_count ? __ldg(reinterpret_cast<const uint4*>(stages + index))
+                                            : uint4{};
+    };
+    uint4 next = fetch(0);
+    for (int index = 0; index < feed_.args.stage_count; ++index) {
+      PassStage what;
+      *reinterpret_cast<uint4*>(&what) = next;
+      next = fetch(index + 1);  // arrives meanwhile
+      if (what.kind == StageKind::attend) {
+        feed_cache(what.layer);
+      } else if (what.plan >= 0) {
+        feed_linear(feed_.plans[what.plan], what.blocks);
       }
     }
-    return true;
+    finish_copies();
   }
 
  private:
-  __device__ void enter_share(int portion) {
-    const BlockPlan& plan = feed_.plans[feed_.stages[stage_].plan];
-    const Share& share = plan.shares[portion][warp_];
-    portion_ = portion;
-    pieces_ = share.count;
-    strip_ = share.strip;
-    column_ = share.column;
+  __device__ __forceinline__ void feed_linear(const BlockPlan& block, const std::uint8_t* blocks) {
+    const LinearPlan& plan = block.plan;
+    const int units = block.end - block.begin;
+    const std::size_t strip_bytes = std::size_t(plan.shape.strip_blocks) * plan.shape.block_bytes;
+    const std::uint8_t* group = blocks + block.group_piece * plan.piece_bytes;
+    UnitPlace at(block, ahead_);
+    for (; ahead_ < units; ahead_ += kFeedWarps) {
+      const std::uint32_t bytes = at.pieces(block) * plan.piece_bytes;
+      const std::uint32_t slot = take_slot(bytes);
+      copy(slot, group + at.strip * strip_bytes + at.column(block) * plan.piece_bytes, bytes);
+      leave_slot();
+      at.advance(block, kFeedWarps);
+    }
+    ahead_ -= units;
   }
-  /// A run ends where a strip's part of the group does, unless there is but one group.
-  __device__ void next_run() {
-    const BlockPlan& plan = feed_.plans[feed_.stages[stage_].plan];
-    const int pieces = plan.plan.groups == 1 ? pieces_ : min(pieces_, plan.width - column_);
-    from = reinterpret_cast<std::uintptr_t>(
-        plan.address(feed_.stages[stage_].blocks, strip_, column_));
-    left = pieces * plan.plan.piece_bytes;
-    step = plan.plan.copy_pieces * plan.plan.piece_bytes;
-    pieces_ -= pieces;
-    column_ = 0;
-    ++strip_;
-  }
-  __device__ void enter_unit(int index) {
-    unit_index_ = index;
-    in_cache_ = find_unit<kTokens>(feed_.rows, feed_.args.rows.count, feed_.args.shape.heads, index,
-                                   warp_, unit_);
-    octet_ = unit_.begin;
-    copies_ = in_cache_ ? 2 * (unit_.end - unit_.begin) : 0;
-  }
-  /// The keys, then the values, of one octet.
-  __device__ void next_octet() {
+  __device__ __forceinline__ void feed_cache(int layer) {
     const AttentionShape& shape = feed_.args.shape;
-    const int is_value = copies_ % 2, group = shape.heads / shape.kv_heads;
-    const int plane = is_value * shape.kv_heads + unit_.head / group;
-    const auto* table = reinterpret_cast<const unsigned long long*>(feed_.rows[unit_.row].table);
-    const auto* page = reinterpret_cast<const __half*>(__ldg(table + octet_ / 4));
-    from = reinterpret_cast<std::uintptr_t>(
-        page + feed_.stages[stage_].layer * shape.layer_elements() +
-        std::size_t(plane * 32 + octet_ % 4 * kOctet) * shape.head_dim);
-    left = step = kOctet * shape.head_dim * int(sizeof(__half));
-    octet_ += is_value;
-    --copies_;
+    const std::uint32_t bytes = kOctet * shape.head_dim * sizeof(__half);
+    AttendUnit unit;
+    for (int index = blockIdx.x;
+         find_unit<kTokens>(feed_.rows, feed_.args.rows.count, shape.heads, index, unit);
+         index += gridDim.x) {
+      const int octets = unit.end - unit.begin, head = unit.head / (shape.heads / shape.kv_heads);
+      for (; ahead_ < octets; ahead_ += kFeedWarps) {
+        const int octet = unit.begin + ahead_;
+        const auto* table = reinterpret_cast<const unsigned long long*>(feed_.rows[unit.row].table);
+        const __half* page = reinterpret_cast<const __half*>(__ldg(table + octet / 4)) +
+                             layer * shape.layer_elements();
+        const auto plane = [&](int index_of_head) {
+          return page + std::size_t(index_of_head * 32 + octet % 4 * kOctet) * shape.head_dim;
+        };
+        const std::uint32_t slot = take_slot(2 * bytes);
+        copy(slot, plane(head), bytes);
+        copy(slot + bytes, plane(head + shape.kv_heads), bytes);
+        leave_slot();
+      }
+      ahead_ -= octets;
+    }
+  }
+
+  /// The address of the next slot, once it is free and copies enough have arrived.
+  __device__ __forceinline__ std::uint32_t take_slot(std::uint32_t bytes) {
+    const PassLayout& layout = feed_.args.layout;
+    constexpr std::uint32_t kBarrier = sizeof(Barrier);
+    if (oldest_.slot >= 0) Barrier::wait(feed_.full + oldest_.slot * kBarrier, oldest_.parity);
+    Barrier::wait(feed_.free + place_.slot * kBarrier, place_.parity ^ 1);
+    begin_copies(feed_.full + place_.slot * kBarrier, bytes);
+    return feed_.ring + place_.slot * layout.slot_bytes;
+  }
+  __device__ __forceinline__ void copy(std::uint32_t to, const void* from, std::uint32_t bytes) {
+    copy_async(to, from, bytes, feed_.full + place_.slot * std::uint32_t(sizeof(Barrier)), lane_);
+  }
+  __device__ __forceinline__ void leave_slot() {
+    const int slots = feed_.args.layout.slots;
+    end_copies(feed_.full + place_.slot * std::uint32_t(sizeof(Barrier)));
+    place_.advance(slots, kFeedWarps);
+    oldest_.advance(slots, kFeedWarps);
   }
 
   const Feed& feed_;
-  const int warp_;
-  int stage_ = -1, portion_ = 1;
-  int pieces_ = 0, strip_ = 0, column_ = 0;  ///< of the share, behind the run
-  bool in_cache_ = false;
-  int unit_index_ = 0, octet_ = 0, copies_ = 0;
-  AttendUnit unit_;
+  const int lane_;
+  int ahead_;         ///< its next unit, counted from the first of the stage
+  RingPlace place_;   ///< of its next unit
+  RingPlace oldest_;  ///< of the unit that has to have arrived before; below 0: none yet
 };
 
-/// What a feeding warp does in a pass: lane l follows the program of ring first + l. rings and
-/// barriers (of full slots, behind them of free ones) as PassLayout says. No more copies are under
-/// way than keep the memory busy: behind more, the words that thread blocks wait for would queue.
-/// The ring still fills up while its warp waits.
-template <int kTokens>
-__device__ __forceinline__ void feed_rings(const Feed& feed, std::uint32_t rings,
-                                           std::uint32_t barriers, int first, int lane) {
-  const int slots = feed.args.layout.slots, slot_bytes = feed.args.layout.slot_bytes;
-  constexpr std::uint32_t kBarrier = sizeof(Barrier);
-  const int ring = first + lane % kRingsFed;
-  Program<kTokens> program(feed, ring);
-  bool more = lane < kRingsFed;
-  int left = slots, parity = 1;  // slots to the end of the ring
-  std::uint32_t slot = rings + ring * slots * slot_bytes, full = barriers + ring * slots * kBarrier;
-  const std::uint32_t to_free = kPassWarps * slots * kBarrier;
-  // The oldest copy that has not been seen to arrive, and how many are under way.
-  std::uint32_t oldest = full;
-  int oldest_left = slots, oldest_parity = 0, under_way = 0;
-  for (;;) {
-    if (more && program.left == 0) more = program.advance();
-    if (under_way > 0 && Barrier::passed(oldest, oldest_parity)) {
-      --under_way;
-      oldest += kBarrier;
-      if (--oldest_left == 0) {
-        oldest -= slots * kBarrier;
-        oldest_left = slots;
-        oldest_parity ^= 1;
-      }
-    }
-    const bool ready = more && under_way < feed.args.layout.copies_under_way &&
-                       Barrier::passed(full + to_free, parity);
-    unsigned all = __ballot_sync(~0u, ready);
-    if (all == 0) {
-      if (__ballot_sync(~0u, more) == 0) break;
-      __nanosleep(100);
-      continue;
-    }
-    const int bytes = min(program.left, program.step);
-    const std::uintptr_t begin = program.from & ~std::uintptr_t(15);
-    const unsigned copied = (unsigned(program.from - begin) + unsigned(bytes) + 15) & ~15u;
-    const std::uint32_t to = slot, done = full;
-    if (ready) {
-      program.from += unsigned(bytes);
-      program.left -= bytes;
-      ++under_way;
-      slot += slot_bytes;
-      full += kBarrier;
-      if (--left == 0) {
-        slot -= slots * slot_bytes;
-        full -= slots * kBarrier;
-        left = slots;
-        parity ^= 1;
-      }
-    }
-    for (; all != 0; all &= all - 1) {
-      const int r = __ffs(int(all)) - 1;
-      copy_async(__shfl_sync(~0u, to, r), __shfl_sync(~0u, begin, r), __shfl_sync(~0u, copied, r),
-                 __shfl_sync(~0u, done, r), lane);
-    }
-  }
-#if __CUDA_ARCH__ < 900
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
-/// A warp's ring, as the warp that uses it sees it.
+/// The ring as a warp that computes sees it.
 class Ring {
  public:
   __device__ Ring(std::uint8_t* slots, Barrier* full, Barrier* free, int count, int slot_bytes,
-                  int lane)
-      : slot_(slots),
-        full_(full),
-        to_free_(int(free - full)),
+                  int warp, int lane)
+      : slots_(slots),
+        full_(shared_address(full)),
+        free_(shared_address(free)),
         count_(count),
         slot_bytes_(slot_bytes),
-        left_(count),
-        lane_(lane) {}
-
-  /// The next slot, once its copy has arrived. What was copied begins at the source's place in 16
-  /// bytes.
-  __device__ __forceinline__ std::uint8_t* wait() {
-    full_->wait(parity_);
-    return slot_;
+        lane_(lane),
+        ahead_(warp),
+        place_{warp} {
+    place_.advance(count, 0);
   }
-  /// The slot is used up.
+
+  /// The warp's next unit, counted from the first of the stage.
+  __device__ __forceinline__ int ahead() const { return ahead_; }
+  /// The unit's slot, once its copy has arrived.
+  __device__ __forceinline__ std::uint8_t* wait() const {
+    Barrier::wait(full_ + place_.slot * std::uint32_t(sizeof(Barrier)), place_.parity);
+    return slots_ + place_.slot * slot_bytes_;
+  }
+  /// The slot is used up. To the warp's next unit.
   __device__ __forceinline__ void release() {
     __syncwarp();
-    if (lane_ == 0) full_[to_free_].arrive();
-    ++full_;
-    slot_ += slot_bytes_;
-    if (--left_ == 0) {
-      full_ -= count_;
-      slot_ -= count_ * slot_bytes_;
-      left_ = count_;
-      parity_ ^= 1;
-    }
+    if (lane_ == 0) Barrier::arrive(free_ + place_.slot * std::uint32_t(sizeof(Barrier)));
+    place_.advance(count_, kPassWarps);
+    ahead_ += kPassWarps;
   }
+  /// The stage had so many units, for all warps together.
+  __device__ __forceinline__ void end_stage(int units) { ahead_ -= units; }
 
  private:
-  std::uint8_t* slot_;
-  Barrier* full_;
-  const int to_free_, count_, slot_bytes_;
-  int left_;  ///< slots to the end of the ring
+  std::uint8_t* const slots_;
+  const std::uint32_t full_, free_;
+  const int count_, slot_bytes_;
   const int lane_;
-  int parity_ = 0;
+  int ahead_;
+  RingPlace place_;
 };
 
 }  // namespace guanaco::cuda
