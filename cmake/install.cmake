@@ -2,16 +2,20 @@
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/guanaco)
 
-install(TARGETS guanaco EXPORT guanaco-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(DIRECTORY include/guanaco DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
-install(EXPORT guanaco-targets NAMESPACE guanaco:: DESTINATION ${package_dir})
+# libguanaco.so.1 alone is what a program needs to run; all else is for building programs.
+install(TARGETS guanaco guanaco_c EXPORT guanaco-targets
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT development
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT development)
+install(DIRECTORY include/guanaco DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development
+        FILES_MATCHING PATTERN "*.h")
+install(EXPORT guanaco-targets NAMESPACE guanaco:: DESTINATION ${package_dir} COMPONENT development)
 
 configure_package_config_file(cmake/guanaco-config.cmake.in ${PROJECT_BINARY_DIR}/guanaco-config.cmake
                               INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/guanaco-config-version.cmake
                                  COMPATIBILITY SameMajorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/guanaco-config.cmake ${PROJECT_BINARY_DIR}/guanaco-config-version.cmake
-        DESTINATION ${package_dir})
+        DESTINATION ${package_dir} COMPONENT development)
 
 # Paths in guanaco.pc are relative to itself, so that the prefix may be moved.
 set(pkgconfig_dir ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
@@ -19,5 +23,27 @@ file(RELATIVE_PATH pkgconfig_to_prefix /prefix/${pkgconfig_dir} /prefix)
 if(GUANACO_CUDA)
   set(pkgconfig_cuda " -L${CUDAToolkit_LIBRARY_DIR} -Wl,-rpath,${CUDAToolkit_LIBRARY_DIR} -lcudart_static -lcublasLt -ldl -lrt")
 endif()
-configure_file(cmake/guanaco.pc.in ${PROJECT_BINARY_DIR}/guanaco.pc @ONLY)
-install(FILES ${PROJECT_BINARY_DIR}/guanaco.pc DESTINATION ${pkgconfig_dir})
+foreach(pc guanaco guanaco-c)
+  configure_file(cmake/${pc}.pc.in ${PROJECT_BINARY_DIR}/${pc}.pc @ONLY)
+  install(FILES ${PROJECT_BINARY_DIR}/${pc}.pc DESTINATION ${pkgconfig_dir} COMPONENT development)
+endforeach()
+
+# `cpack -G DEB`: libguanaco1, what programs need, and libguanaco-dev, what building them needs.
+set(CPACK_PACKAGE_VENDOR "the engineers of libguanaco")
+set(CPACK_PACKAGE_CONTACT "${CPACK_PACKAGE_VENDOR} <libguanaco@localhost>")
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "${PROJECT_DESCRIPTION}")
+set(CPACK_STRIP_FILES ON)
+set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
+set(CPACK_COMPONENTS_ALL runtime development)
+set(CPACK_DEB_COMPONENT_INSTALL ON)
+set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+set(CPACK_DEBIAN_RUNTIME_PACKAGE_NAME libguanaco${GUANACO_ABI})
+set(CPACK_DEBIAN_RUNTIME_PACKAGE_SECTION libs)
+set(CPACK_DEBIAN_RUNTIME_PACKAGE_CONTROL_EXTRA ${PROJECT_SOURCE_DIR}/capi/triggers)
+set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_NAME libguanaco-dev)
+set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
+set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SHLIBDEPS OFF)
+set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_DEPENDS
+    "libguanaco${GUANACO_ABI} (= ${PROJECT_VERSION}), libsentencepiece-dev")
+include(CPack)

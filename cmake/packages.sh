@@ -2,6 +2,8 @@
 # examples/quickstart.sh and tests/run.sh.
 packages='cmake ninja-build g++ pkg-config libsentencepiece-dev nlohmann-json3-dev libfmt-dev
           libcli11-dev doctest-dev libbenchmark-dev'
+# And those that only the tests need: the languages of the examples, and what looks at the C library.
+test_packages='rustc cargo golang-go mono-mcs mono-runtime python3 valgrind abigail-tools dpkg-dev file'
 
 say() { printf '%s\n' "== $*" >&2; }
 stop() {

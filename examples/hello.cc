@@ -11,7 +11,7 @@ int main(int argc, char** argv) try {
   const ChatTemplate& chat = ChatTemplate::named("guanaco");
   const Message question{Role::user, "What colour is the sky?"};
   const std::string prompt = chat.render({&question, 1});
-  Generation reply = session.generate(prompt, Sampler({.temperature = 0}),
+  Generation reply = session.generate(prompt, Sampler({.seed = 7}),
                                       {.stops = {chat.stops().begin(), chat.stops().end()}});
 
   while (auto piece = reply.next()) std::cout << piece->text << std::flush;

@@ -7,6 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . cmake/packages.sh
 
+packages="$packages $test_packages"
 install_packages
 if command -v nvcc >/dev/null; then
   # Where CUDA is, it has to compile; for one architecture, to be quick. What needs a GPU is skipped without one.

@@ -14,7 +14,9 @@ headers() {
     echo "#include <${header#include/}>" >"$scratch/alone.cc"
     $cxx "$scratch/alone.cc"
   done
-  if grep -nE '#include *[<"]' include/guanaco/*.h | grep -vE '<(guanaco/[a-z]+\.h|[a-z_]+)>'; then
+  echo '#include <guanaco/c.h>' >"$scratch/alone.c"
+  cc -std=c99 -pedantic -Wall -Wextra -Werror -fsyntax-only -Iinclude "$scratch/alone.c"
+  if grep -nE '#include *[<"]' include/guanaco/*.h | grep -vE '<(guanaco/[a-z]+\.h|[a-z_]+|std(def|int)\.h)>'; then
     echo 'public headers may include guanaco and the standard library only'
     exit 1
   fi
@@ -47,7 +49,8 @@ includes() {
 }
 
 # README.md begins with hello.cc as it is, and its other C++ compiles behind "using namespace
-# guanaco" with a model at hand.
+# guanaco" with a model at hand. What it shows in other languages stands in their hello, which other
+# tests build and run.
 readme() {
   awk -v out="$scratch" '
     /^```cpp$/ { file = sprintf("%s/block%02d.cc", out, ++blocks); next }
@@ -67,6 +70,18 @@ readme() {
     $cxx "$block" || { cat "$block"; exit 1; }
   done
   echo "$(ls "$scratch"/block*.cc | wc -l) blocks compile"
+  for language in c rust go csharp python; do
+    case $language in
+      c) hello=examples/hello.c ;;
+      rust) hello=examples/rust/hello.rs ;;
+      go) hello=examples/go/hello/main.go ;;
+      csharp) hello=examples/csharp/Hello.cs ;;
+      python) hello=examples/python/hello.py ;;
+    esac
+    shown=$(awk -v fence="\`\`\`$language" '$0 == fence { on = 1; next } /^```/ { on = 0 } on' README.md | tr '\n' '\001')
+    [ -n "$shown" ] || { echo "README.md shows nothing in $language"; exit 1; }
+    tr '\n' '\001' <"$hello" | grep -qF "$shown" || { echo "README.md and $hello differ"; exit 1; }
+  done
 }
 
 "$1"

@@ -1,11 +1,13 @@
 #include "backend/cpu/thread_pool.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <fstream>
+#include <memory>
 #include <system_error>
 
 #include "support/check.h"
@@ -39,7 +41,7 @@ int usable_cpus() {
   return cpus;
 }
 
-ThreadPool::ThreadPool(int threads) : spins_(threads <= usable_cpus()) {
+ThreadPool::ThreadPool(int threads) : owner_(getpid()), spins_(threads <= usable_cpus()) {
   workers_.reserve(std::size_t(threads - 1));
   try {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
@@ -56,7 +58,14 @@ ThreadPool::ThreadPool(int threads) : spins_(threads <= usable_cpus()) {
 
 ThreadPool::~ThreadPool() { stop(); }
 
+bool ThreadPool::is_child() const noexcept { return getpid() != owner_; }
+
 void ThreadPool::stop() {
+  if (is_child()) {
+    // What these name is not here: neither to be joined nor to be detached.
+    for (std::thread& worker : workers_) std::construct_at(&worker);
+    return;
+  }
   post({});
   for (std::thread& worker : workers_) worker.join();
 }
@@ -70,7 +79,7 @@ void ThreadPool::post(Job job) {
 }
 
 void ThreadPool::run(Job job) {
-  if (workers_.empty() || job.count <= 1) {
+  if (workers_.empty() || job.count <= 1 || is_child()) {
     if (job.count > 0) job.call(job.body, 0, job.count);
     return;
   }

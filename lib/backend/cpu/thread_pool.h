@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <exception>
 #include <mutex>
@@ -12,7 +14,8 @@ namespace guanaco::cpu {
 /// CPUs this process may use: its affinity mask, cut to the quota of its control group.
 int usable_cpus();
 
-/// Threads that share loops with the one that calls. Used by one thread at a time.
+/// Threads that share loops with the one that calls. Used by one thread at a time. In a child that
+/// the process forks there are no other threads: there the one that calls does it all.
 class ThreadPool {
  public:
   /// `threads` in all, the caller being one of them. Throws out_of_memory if they cannot be made.
@@ -44,7 +47,9 @@ class ThreadPool {
   void do_share() noexcept;
   void wait_while(const std::atomic<unsigned>& value, unsigned old) const;
   void stop();
+  bool is_child() const noexcept;  ///< of the process that made the threads
 
+  const pid_t owner_;
   std::vector<std::thread> workers_;
   bool spins_;  ///< only where every thread has a CPU: else spinning keeps others from working
   Job job_;

@@ -1,0 +1,3 @@
+module guanaco
+
+go 1.19

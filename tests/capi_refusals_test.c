@@ -1,0 +1,602 @@
+/* What the C ABI refuses: every function with NULL for each pointer, in the wrong order, with
+ * lengths of zero and room for one too few; and every class of failure. Each gives its status and a
+ * line that names the culprit, clears its results, and leaves all objects as they were.
+ *
+ *     capi_refusals_test MODEL */
+#include "capi_check.h"
+
+#include <math.h>
+#include <sys/resource.h>
+
+/* Results go here, so that it can be seen what a failure leaves in them. */
+typedef struct results {
+  const char* text;
+  size_t length, needed, known;
+  int64_t value;
+  int32_t token;
+  float logprob;
+  float logprobs[2];
+  uint64_t bytes[2];
+  union {
+    guanaco_model* model;
+    guanaco_inspection* inspection;
+    guanaco_tokenizer* tokenizer;
+    guanaco_chat* chat;
+    guanaco_stream* stream;
+    guanaco_sampler* sampler;
+    guanaco_session* session;
+    guanaco_generation* generation;
+  } made;
+} results;
+static results got;
+
+/* What a call was given is 0 after a failure, and the rest as before. */
+static void check_cleared(const char* file, int line, const char* call, guanaco_status status) {
+#define RESULT(name, field) \
+  { name, offsetof(results, field), sizeof got.field }
+  static const struct {
+    const char* name;
+    size_t offset, size;
+  } all[] = {RESULT("&got.text", text),        RESULT("&got.length", length),
+             RESULT("&got.needed", needed),    RESULT("&got.known", known),
+             RESULT("&got.value", value),      RESULT("&got.token", token),
+             RESULT("&got.logprob,", logprob), RESULT("got.logprobs", logprobs),
+             RESULT("got.bytes", bytes),       RESULT("&got.made", made)};
+#undef RESULT
+  for (size_t i = 0; i < sizeof all / sizeof *all; ++i) {
+    if (status == GUANACO_BUFFER_TOO_SMALL && strcmp(all[i].name, "&got.needed") == 0) continue;
+    const unsigned char* const bytes = (const unsigned char*)&got + all[i].offset;
+    const unsigned char want = strstr(call, all[i].name) != NULL ? 0 : 0x5a;
+    for (size_t j = 0; j < all[i].size; ++j)
+      if (bytes[j] != want) {
+        failed(file, line, call, all[i].name);
+        break;
+      }
+  }
+}
+
+/* With an error struct and without. `call` says `error` where it goes, and its results are `got`.
+ */
+#define FAILS(want, culprit, call)                                         \
+  do {                                                                     \
+    guanaco_error written, *error = poisoned(&written);                    \
+    memset(&got, 0x5a, sizeof got);                                        \
+    check_fails(__FILE__, __LINE__, #call, want, culprit, call, &written); \
+    check_cleared(__FILE__, __LINE__, #call, want);                        \
+    error = NULL;                                                          \
+    CHECK((call) == (want));                                               \
+  } while (0)
+#define REFUSES(culprit, call) FAILS(GUANACO_INVALID_ARGUMENT, culprit, call)
+
+static const char* path;
+static guanaco_model* model;
+static guanaco_tokenizer* tokenizer;
+static const int32_t tokens[] = {1, 400, 500, 600};
+
+static void test_options(void) {
+  static const struct {
+    int option;
+    int64_t least, most; /* beyond are refused; equal: any may be given */
+  } ints[] = {{GUANACO_OPTION_DEVICE, 0, 2},
+              {GUANACO_OPTION_CUDA_DEVICE, 0, INT32_MAX},
+              {GUANACO_OPTION_THREADS, 0, 1024},
+              {GUANACO_OPTION_ROWS, 1, 4096},
+              {GUANACO_OPTION_ZERO_POINTS, 0, 2},
+              {GUANACO_OPTION_CONTEXT, 1, INT32_MAX},
+              {GUANACO_OPTION_SEED, INT64_MIN, INT64_MAX},
+              {GUANACO_OPTION_TOP_K, 0, INT32_MAX},
+              {GUANACO_OPTION_PENALTY_WINDOW, 0, INT32_MAX},
+              {GUANACO_OPTION_MAX_TOKENS, 1, INT32_MAX},
+              {GUANACO_OPTION_DROP_LEADING_SPACE, 0, 1},
+              {GUANACO_OPTION_STOP_AT_END_OF_TEXT, 0, 1},
+              {GUANACO_OPTION_TRIM_BEFORE_STOP, 0, 1}};
+  static const struct {
+    int option;
+    double good, bad;
+    const char* name;
+  } floats[] = {{GUANACO_OPTION_TEMPERATURE, 0, -0.1, "temperature"},
+                {GUANACO_OPTION_TOP_P, 1, 0, "top_p"},
+                {GUANACO_OPTION_MIN_P, 0, 1.1, "min_p"},
+                {GUANACO_OPTION_REPETITION_PENALTY, 1.5, 0, "repetition_penalty"},
+                {GUANACO_OPTION_FREQUENCY_PENALTY, -1, HUGE_VAL, "frequency_penalty"},
+                {GUANACO_OPTION_PRESENCE_PENALTY, -1, -HUGE_VAL, "presence_penalty"}};
+  guanaco_options* const options = guanaco_options_new();
+  REQUIRE(options != NULL);
+  for (size_t i = 0; i < sizeof ints / sizeof *ints; ++i) {
+    char number[16];
+    snprintf(number, sizeof number, "%d", ints[i].option);
+    OK(guanaco_options_set_int(options, ints[i].option, ints[i].least, error));
+    OK(guanaco_options_set_int(options, ints[i].option, ints[i].most, error));
+    REFUSES(number, guanaco_options_set_float(options, ints[i].option, 1, error));
+    if (ints[i].least == INT64_MIN) continue;
+    REFUSES(number, guanaco_options_set_int(options, ints[i].option, ints[i].least - 1, error));
+    REFUSES(number, guanaco_options_set_int(options, ints[i].option, ints[i].most + 1, error));
+    REFUSES(number, guanaco_options_set_int(options, ints[i].option, INT64_MIN, error));
+    REFUSES(number, guanaco_options_set_int(options, ints[i].option, INT64_MAX, error));
+  }
+  for (size_t i = 0; i < sizeof floats / sizeof *floats; ++i) {
+    const char* const name = floats[i].name;
+    OK(guanaco_options_set_float(options, floats[i].option, floats[i].good, error));
+    REFUSES(name, guanaco_options_set_float(options, floats[i].option, floats[i].bad, error));
+    REFUSES(name, guanaco_options_set_float(options, floats[i].option, (double)NAN, error));
+    REFUSES(name, guanaco_options_set_int(options, floats[i].option, 1, error));
+  }
+  REFUSES("77", guanaco_options_set_int(options, 77, 1, error));
+  REFUSES("-1", guanaco_options_set_float(options, -1, 1, error));
+  REFUSES("stop", guanaco_options_add_stop(options, "", 0, error));
+  REFUSES("UTF-8", guanaco_options_add_stop(options, "\xc3", 1, error));
+  REFUSES("text", guanaco_options_add_stop(options, NULL, 1, error));
+  REFUSES("options", guanaco_options_set_int(NULL, GUANACO_OPTION_SEED, 1, error));
+  REFUSES("options", guanaco_options_set_float(NULL, GUANACO_OPTION_TOP_P, 1, error));
+  REFUSES("options", guanaco_options_add_stop(NULL, "a", 1, error));
+  REFUSES("options", guanaco_options_on_progress(NULL, NULL, NULL, error));
+  REFUSES("options", guanaco_options_on_log(NULL, NULL, NULL, error));
+  OK(guanaco_options_on_progress(options, NULL, NULL, error));
+  OK(guanaco_options_on_log(options, NULL, NULL, error));
+  guanaco_options_free(options);
+}
+
+static void test_model(void) {
+  guanaco_inspection* inspection = NULL;
+  OK(guanaco_inspect(TEXT(path), NULL, &inspection, error));
+  REFUSES("path", guanaco_model_load(NULL, 1, NULL, &got.made.model, error));
+  REFUSES("out", guanaco_model_load(TEXT(path), NULL, NULL, error));
+  REFUSES("path", guanaco_model_load("a\0b", 3, NULL, &got.made.model, error));
+  REFUSES("model", guanaco_model_info(NULL, GUANACO_INFO_HEADS, &got.value, error));
+  REFUSES("value", guanaco_model_info(model, GUANACO_INFO_HEADS, NULL, error));
+  REFUSES("info 0", guanaco_model_info(model, 0, &got.value, error));
+  REFUSES("info 19", guanaco_model_info(model, GUANACO_INFO_HAS_TOKENIZER + 1, &got.value, error));
+  REFUSES("model", guanaco_model_text(NULL, 1, 0, &got.text, &got.length, error));
+  REFUSES("text", guanaco_model_text(model, 1, 0, NULL, &got.length, error));
+  REFUSES("length", guanaco_model_text(model, 1, 0, &got.text, NULL, error));
+  REFUSES("text 6", guanaco_model_text(model, 6, 0, &got.text, &got.length, error));
+  REFUSES("model", guanaco_model_tokenizer(NULL, &got.made.tokenizer, error));
+  REFUSES("out", guanaco_model_tokenizer(model, NULL, error));
+  REFUSES("path", guanaco_inspect(NULL, 1, NULL, &got.made.inspection, error));
+  REFUSES("out", guanaco_inspect(TEXT(path), NULL, NULL, error));
+  REFUSES("inspection", guanaco_inspection_info(NULL, GUANACO_INFO_HEADS, &got.value, error));
+  REFUSES("value", guanaco_inspection_info(inspection, GUANACO_INFO_HEADS, NULL, error));
+  REFUSES("info -1", guanaco_inspection_info(inspection, -1, &got.value, error));
+  REFUSES("inspection", guanaco_inspection_text(NULL, 1, 0, &got.text, &got.length, error));
+  REFUSES("text", guanaco_inspection_text(inspection, 1, 0, NULL, &got.length, error));
+  REFUSES("length", guanaco_inspection_text(inspection, 1, 0, &got.text, NULL, error));
+  REFUSES("text 0", guanaco_inspection_text(inspection, 0, 0, &got.text, &got.length, error));
+  REFUSES("path", guanaco_estimate(NULL, 1, NULL, got.bytes, 2, error));
+  REFUSES("bytes", guanaco_estimate(TEXT(path), NULL, NULL, 2, error));
+  guanaco_inspection_free(inspection);
+}
+
+static void test_tokenizer(void) {
+  REFUSES("file", guanaco_tokenizer_load(NULL, 1, &got.made.tokenizer, error));
+  REFUSES("out", guanaco_tokenizer_load("x", 1, NULL, error));
+  int32_t ids[8];
+  char text[32];
+  REFUSES("tokenizer", guanaco_tokenizer_encode(NULL, "a", 1, 1, ids, 8, &got.needed, error));
+  REFUSES("text", guanaco_tokenizer_encode(tokenizer, NULL, 1, 1, ids, 8, &got.needed, error));
+  REFUSES("needed", guanaco_tokenizer_encode(tokenizer, "a", 1, 1, ids, 8, NULL, error));
+  REFUSES("tokenizer",
+          guanaco_tokenizer_encode_continuation(NULL, "a", 1, ids, 8, &got.needed, error));
+  REFUSES("text",
+          guanaco_tokenizer_encode_continuation(tokenizer, NULL, 1, ids, 8, &got.needed, error));
+  REFUSES("needed", guanaco_tokenizer_encode_continuation(tokenizer, "a", 1, ids, 8, NULL, error));
+  REFUSES("tokenizer", guanaco_tokenizer_decode(NULL, tokens, 4, text, 32, &got.needed, error));
+  REFUSES("tokens", guanaco_tokenizer_decode(tokenizer, NULL, 4, text, 32, &got.needed, error));
+  REFUSES("needed", guanaco_tokenizer_decode(tokenizer, tokens, 4, text, 32, NULL, error));
+  REFUSES("tokenizer", guanaco_tokenizer_piece(NULL, 1, &got.text, &got.length, error));
+  REFUSES("bytes", guanaco_tokenizer_piece(tokenizer, 1, NULL, &got.length, error));
+  REFUSES("length", guanaco_tokenizer_piece(tokenizer, 1, &got.text, NULL, error));
+  CHECK(guanaco_tokenizer_size(NULL) == 0 && guanaco_tokenizer_bos(NULL) == -1 &&
+        guanaco_tokenizer_eos(NULL) == -1);
+  const char* piece = "";
+  size_t length = 77;
+  OK(guanaco_tokenizer_piece(tokenizer, -1, &piece, &length, error));
+  CHECK(length == 0);
+
+  /* A buffer with room for one too few is left alone; none is needed to ask, nor for nothing. */
+  size_t needed = 0;
+  GIVES(GUANACO_OK, guanaco_tokenizer_encode(tokenizer, NULL, 0, 0, NULL, 0, &needed, error));
+  CHECK(needed == 0);
+  OK(guanaco_tokenizer_encode_continuation(tokenizer, NULL, 0, NULL, 0, &needed, error));
+  OK(guanaco_tokenizer_decode(tokenizer, NULL, 0, NULL, 0, &needed, error));
+  for (size_t capacity = 0; capacity < 4; ++capacity) {
+#define TOO_SMALL(buffer, enough, call)                                           \
+  do {                                                                            \
+    size_t room = capacity;                                                       \
+    memset(buffer, 0x5a, sizeof buffer);                                          \
+    FAILS(GUANACO_BUFFER_TOO_SMALL, #buffer, call);                               \
+    needed = got.needed;                                                          \
+    CHECK(needed == (enough));                                                    \
+    room = needed - 1;                                                            \
+    CHECK((call) == GUANACO_BUFFER_TOO_SMALL);                                    \
+    for (size_t i = 0; i < sizeof buffer; ++i) CHECK(((char*)buffer)[i] == 0x5a); \
+    room = needed;                                                                \
+    CHECK((call) == GUANACO_OK && got.needed == needed);                          \
+    CHECK(((char*)buffer)[needed * sizeof *buffer] == 0x5a);                      \
+  } while (0)
+    int32_t tokens[64];
+    guanaco_error* error = NULL;
+    TOO_SMALL(
+        tokens, 6,
+        guanaco_tokenizer_encode(tokenizer, TEXT("zqxzq"), 1, tokens, room, &got.needed, error));
+    TOO_SMALL(tokens, 5,
+              guanaco_tokenizer_encode_continuation(tokenizer, TEXT("zqxzq"), tokens, room,
+                                                    &got.needed, error));
+    CHECK(guanaco_tokenizer_encode(tokenizer, TEXT("zqxzq"), 1, tokens, 64, &needed, NULL) == 0);
+    TOO_SMALL(text, 5,
+              guanaco_tokenizer_decode(tokenizer, tokens, 6, text, room, &got.needed, error));
+#undef TOO_SMALL
+  }
+}
+
+static void test_chat(void) {
+  const char* text = "";
+  size_t length = 77;
+  CHECK(guanaco_chat_name(0, NULL, &length) == GUANACO_INVALID_ARGUMENT && length == 0);
+  CHECK(guanaco_chat_name(0, &text, NULL) == GUANACO_INVALID_ARGUMENT && text == NULL);
+  guanaco_chat* chat = NULL;
+  OK(guanaco_chat_new(TEXT("guanaco"), &chat, error));
+  REQUIRE(chat != NULL);
+  REFUSES("name", guanaco_chat_new(NULL, 1, &got.made.chat, error));
+  REFUSES("out", guanaco_chat_new("card", 4, NULL, error));
+  REFUSES("guanaco, card", guanaco_chat_new("llama", 5, &got.made.chat, error));
+  REFUSES("guanaco, card", guanaco_chat_new(NULL, 0, &got.made.chat, error));
+  REFUSES("chat", guanaco_chat_add(NULL, GUANACO_ROLE_USER, "a", 1, error));
+  REFUSES("text", guanaco_chat_add(chat, GUANACO_ROLE_USER, NULL, 1, error));
+  REFUSES("role", guanaco_chat_add(chat, GUANACO_ROLE_ASSISTANT + 1, "a", 1, error));
+  REFUSES("role", guanaco_chat_add(chat, -1, "a", 1, error));
+  REFUSES("chat", guanaco_chat_clear(NULL, error));
+  REFUSES("chat", guanaco_chat_render(NULL, &got.text, &got.length, error));
+  REFUSES("text", guanaco_chat_render(chat, NULL, &got.length, error));
+  REFUSES("length", guanaco_chat_render(chat, &got.text, NULL, error));
+  REFUSES("chat", guanaco_chat_stop(NULL, 0, &got.text, &got.length, error));
+  REFUSES("text", guanaco_chat_stop(chat, 0, NULL, &got.length, error));
+  REFUSES("length", guanaco_chat_stop(chat, 0, &got.text, NULL, error));
+
+  REFUSES("conversation[0]", guanaco_chat_render(chat, &got.text, &got.length, error));
+  OK(guanaco_chat_add(chat, GUANACO_ROLE_USER, TEXT("Yes?"), error));
+  OK(guanaco_chat_add(chat, GUANACO_ROLE_ASSISTANT, TEXT("No."), error));
+  REFUSES("conversation[1]", guanaco_chat_render(chat, &got.text, &got.length, error));
+  OK(guanaco_chat_add(chat, GUANACO_ROLE_SYSTEM, TEXT("Late."), error));
+  REFUSES("conversation[2]", guanaco_chat_render(chat, &got.text, &got.length, error));
+  OK(guanaco_chat_clear(chat, error));
+  OK(guanaco_chat_add(chat, GUANACO_ROLE_USER, TEXT("Yes?"), error));
+  OK(guanaco_chat_render(chat, &text, &length, error));
+  guanaco_chat_free(chat);
+}
+
+static void test_stream_and_sampler(void) {
+  guanaco_stream* stream = NULL;
+  OK(guanaco_stream_new(NULL, &stream, error));
+  REFUSES("out", guanaco_stream_new(NULL, NULL, error));
+  REFUSES("stream", guanaco_stream_push(NULL, "a", 1, &got.text, &got.length, error));
+  REFUSES("bytes", guanaco_stream_push(stream, NULL, 1, &got.text, &got.length, error));
+  REFUSES("text", guanaco_stream_push(stream, "a", 1, NULL, &got.length, error));
+  REFUSES("length", guanaco_stream_push(stream, "a", 1, &got.text, NULL, error));
+  REFUSES("stream", guanaco_stream_finish(NULL, &got.text, &got.length, error));
+  REFUSES("text", guanaco_stream_finish(stream, NULL, &got.length, error));
+  REFUSES("length", guanaco_stream_finish(stream, &got.text, NULL, error));
+  CHECK(guanaco_stream_stop(NULL) == -1);
+  const char* text = NULL;
+  size_t length = 0;
+  OK(guanaco_stream_push(stream, "b", 1, &text, &length, error));
+  CHECK(length == 1 && text[0] == 'b'); /* nothing of what was refused */
+  OK(guanaco_stream_finish(stream, &text, &length, error));
+  OK(guanaco_stream_push(stream, "c", 1, &text, &length, error)); /* after the end: nothing */
+  CHECK(length == 0);
+  guanaco_stream_free(stream);
+
+  guanaco_sampler* sampler = NULL;
+  float logits[] = {0, 1, 2, 3};
+  OK(guanaco_sampler_new(NULL, &sampler, error));
+  REFUSES("out", guanaco_sampler_new(NULL, NULL, error));
+  REFUSES("sampler", guanaco_sampler_copy(NULL, &got.made.sampler, error));
+  REFUSES("out", guanaco_sampler_copy(sampler, NULL, error));
+  REFUSES("sampler", guanaco_sampler_sample(NULL, logits, 4, &got.token, error));
+  REFUSES("logits", guanaco_sampler_sample(sampler, NULL, 4, &got.token, error));
+  REFUSES("token", guanaco_sampler_sample(sampler, logits, 4, NULL, error));
+  REFUSES("logits", guanaco_sampler_sample(sampler, NULL, 0, &got.token, error));
+  REFUSES("sampler", guanaco_sampler_accept(NULL, tokens, 4, error));
+  REFUSES("tokens", guanaco_sampler_accept(sampler, NULL, 4, error));
+  const int32_t negative = -1;
+  REFUSES("-1", guanaco_sampler_accept(sampler, &negative, 1, error));
+  logits[2] = NAN;
+  REFUSES("logits", guanaco_sampler_sample(sampler, logits, 4, &got.token, error));
+  for (int i = 0; i < 4; ++i) logits[i] = -HUGE_VALF;
+  REFUSES("logits", guanaco_sampler_sample(sampler, logits, 4, &got.token, error));
+  guanaco_sampler_free(sampler);
+}
+
+static void test_session(void) {
+  guanaco_session *const session = session_of(model, 8), *const other = session_of(model, 8);
+  guanaco_options* const huge = options_of(GUANACO_OPTION_CONTEXT, 1 << 24, 0);
+  REFUSES("model", guanaco_session_new(NULL, NULL, &got.made.session, error));
+  REFUSES("out", guanaco_session_new(model, NULL, NULL, error));
+  FAILS(GUANACO_OUT_OF_MEMORY, "16777216 tokens",
+        guanaco_session_new(model, huge, &got.made.session, error));
+  guanaco_options_free(huge);
+  OK(guanaco_session_feed(session, tokens, 4, NULL, error));
+  REFUSES("session", guanaco_session_feed(NULL, tokens, 4, NULL, error));
+  REFUSES("tokens", guanaco_session_feed(session, NULL, 4, NULL, error));
+  const int32_t wrong[] = {1, 1 << 20}, negative[] = {1, -1};
+  REFUSES("1048576", guanaco_session_feed(session, wrong, 2, NULL, error));
+  REFUSES("-1", guanaco_session_feed(session, negative, 2, NULL, error));
+  const int32_t five[] = {1, 2, 3, 4, 5};
+  FAILS(GUANACO_CONTEXT_FULL, "5 tokens", guanaco_session_feed(session, five, 5, NULL, error));
+
+  guanaco_session *const both[] = {session, other}, *const twice[] = {other, other},
+                         *const half[] = {other, NULL};
+  const int32_t *const lists[] = {tokens, tokens}, *const one_list[] = {tokens, NULL},
+                       *const too_long[] = {tokens, five};
+  const size_t counts[] = {2, 2}, fives[] = {2, 5};
+  REFUSES("sessions", guanaco_session_feed_many(NULL, lists, counts, 2, NULL, error));
+  REFUSES("sessions[", guanaco_session_feed_many(half, lists, counts, 2, NULL, error));
+  REFUSES("tokens", guanaco_session_feed_many(both, NULL, counts, 2, NULL, error));
+  REFUSES("tokens[", guanaco_session_feed_many(both, one_list, counts, 2, NULL, error));
+  REFUSES("counts", guanaco_session_feed_many(both, lists, NULL, 2, NULL, error));
+  REFUSES("same session", guanaco_session_feed_many(twice, lists, counts, 2, NULL, error));
+  guanaco_session* const full_last[] = {other, session};
+  FAILS(GUANACO_CONTEXT_FULL, "5 tokens",
+        guanaco_session_feed_many(full_last, too_long, fives, 2, NULL, error));
+
+  REFUSES("session", guanaco_session_score(NULL, tokens, 2, got.logprobs, NULL, error));
+  REFUSES("tokens", guanaco_session_score(session, NULL, 2, got.logprobs, NULL, error));
+  REFUSES("logprobs", guanaco_session_score(session, tokens, 2, NULL, NULL, error));
+  REFUSES("1048576", guanaco_session_score(session, wrong, 2, got.logprobs, NULL, error));
+
+  REFUSES("session", guanaco_session_rewind(NULL, 0, error));
+  REFUSES("position", guanaco_session_rewind(session, 5, error));
+  REFUSES("position", guanaco_session_rewind(session, -1, error));
+  REFUSES("position", guanaco_session_rewind(session, INT64_C(1) << 32, error));
+  REFUSES("session", guanaco_session_reuse(NULL, tokens, 4, &got.known, error));
+  REFUSES("tokens", guanaco_session_reuse(session, NULL, 4, &got.known, error));
+  REFUSES("known", guanaco_session_reuse(session, tokens, 4, NULL, error));
+
+  size_t count = 77;
+  CHECK(guanaco_session_logits(NULL, &count) == NULL && count == 0);
+  CHECK(guanaco_session_logits(session, NULL) != NULL);
+  count = 77;
+  CHECK(guanaco_session_tokens(NULL, &count) == NULL && count == 0);
+  CHECK(guanaco_session_tokens(session, NULL) != NULL);
+  CHECK(guanaco_session_position(NULL) == -1 && guanaco_session_context(NULL) == -1);
+  CHECK(guanaco_session_position(session) == 4 && guanaco_session_position(other) == 0);
+  guanaco_session_free(session);
+  guanaco_session_free(other);
+}
+
+static void test_generation(void) {
+  guanaco_session *const session = session_of(model, 64), *const other = session_of(model, 64);
+  guanaco_generation *generation = NULL, *foreign = NULL;
+  REFUSES("session", guanaco_generate(NULL, NULL, "a", 1, NULL, &got.made.generation, error));
+  REFUSES("prompt", guanaco_generate(session, NULL, NULL, 1, NULL, &got.made.generation, error));
+  REFUSES("out", guanaco_generate(session, NULL, "a", 1, NULL, NULL, error));
+  REFUSES("session",
+          guanaco_generate_tokens(NULL, NULL, tokens, 4, NULL, &got.made.generation, error));
+  REFUSES("tokens",
+          guanaco_generate_tokens(session, NULL, NULL, 4, NULL, &got.made.generation, error));
+  REFUSES("out", guanaco_generate_tokens(session, NULL, tokens, 4, NULL, NULL, error));
+  REFUSES("empty",
+          guanaco_generate_tokens(session, NULL, NULL, 0, NULL, &got.made.generation, error));
+  char long_prompt[256];
+  memset(long_prompt, '!', sizeof long_prompt);
+  FAILS(GUANACO_CONTEXT_FULL, "64",
+        guanaco_generate(session, NULL, long_prompt, 256, NULL, &got.made.generation, error));
+
+  /* While a generation of it lives, a session can only be looked at. */
+  OK(guanaco_generate(session, NULL, "a", 1, NULL, &generation, error));
+  REQUIRE(generation != NULL);
+  const int32_t* const list = tokens;
+  const size_t one = 1;
+  REFUSES("in use", guanaco_session_feed(session, tokens, 1, NULL, error));
+  REFUSES("in use", guanaco_session_feed_many(&session, &list, &one, 1, NULL, error));
+  REFUSES("in use", guanaco_session_score(session, tokens, 2, got.logprobs, NULL, error));
+  REFUSES("in use", guanaco_session_rewind(session, 0, error));
+  REFUSES("in use", guanaco_session_reuse(session, tokens, 1, &got.known, error));
+  REFUSES("in use", guanaco_generate(session, NULL, "a", 1, NULL, &got.made.generation, error));
+  REFUSES("in use",
+          guanaco_generate_tokens(session, NULL, tokens, 1, NULL, &got.made.generation, error));
+  CHECK(guanaco_session_position(session) == 0);
+
+  REFUSES("generation",
+          guanaco_generation_next(NULL, &got.text, &got.length, &got.token, &got.logprob, error));
+  REFUSES("text", guanaco_generation_next(generation, NULL, &got.length, NULL, NULL, error));
+  REFUSES("length", guanaco_generation_next(generation, &got.text, NULL, NULL, NULL, error));
+  REFUSES("generations", guanaco_generation_step(NULL, 1, error));
+  guanaco_generation *const half[] = {generation, NULL}, *const twice[] = {generation, generation};
+  REFUSES("generations[", guanaco_generation_step(half, 2, error));
+  REFUSES("the same", guanaco_generation_step(twice, 2, error));
+  CHECK(guanaco_generation_finish(NULL) == GUANACO_FINISH_NONE);
+  CHECK(guanaco_generation_tokens(NULL) == 0);
+  guanaco_generation_cancel(NULL);
+
+  /* Of two models: not together. */
+  guanaco_model* const second = load(path);
+  guanaco_session* const stranger = session_of(second, 64);
+  guanaco_session* const strangers[] = {other, stranger};
+  const int32_t* const lists[] = {tokens, tokens};
+  const size_t counts[] = {1, 1};
+  REFUSES("another model", guanaco_session_feed_many(strangers, lists, counts, 2, NULL, error));
+  OK(guanaco_generate(stranger, NULL, "a", 1, NULL, &foreign, error));
+  guanaco_generation* const mixed[] = {generation, foreign};
+  REFUSES("another model", guanaco_generation_step(mixed, 2, error));
+  guanaco_generation_free(foreign);
+  guanaco_session_free(stranger);
+  guanaco_model_free(second);
+
+  /* After all that it goes on; cancelled before it began, it never does. */
+  const char* text = NULL;
+  size_t length = 0;
+  OK(guanaco_generation_next(generation, &text, &length, NULL, NULL, error));
+  CHECK(guanaco_generation_tokens(generation) == 1);
+  guanaco_generation_free(generation);
+  OK(guanaco_generate(other, NULL, "a", 1, NULL, &generation, error));
+  guanaco_generation_cancel(generation);
+  GIVES(GUANACO_CANCELLED, guanaco_generation_next(generation, &text, &length, NULL, NULL, error));
+  guanaco_generation_free(generation);
+  guanaco_session_free(session);
+  guanaco_session_free(other);
+}
+
+/* ---- Classes of failure. */
+
+static int32_t give_up(uint64_t done, uint64_t total, void* user_data) {
+  (void)user_data;
+  return done > total / 4;
+}
+
+static void test_failures(void) {
+  char folder[] = "/tmp/guanaco-XXXXXX", file[64], config[4096];
+  REQUIRE(mkdtemp(folder) != NULL);
+  snprintf(file, sizeof file, "%s/model.safetensors", folder);
+  snprintf(config, sizeof config, "%s/config.json", path);
+
+  FAILS(GUANACO_NOT_FOUND, "nowhere",
+        guanaco_model_load(TEXT("/nowhere/at/all"), NULL, &got.made.model, error));
+  FAILS(GUANACO_NOT_FOUND, "", guanaco_model_load(NULL, 0, NULL, &got.made.model, error));
+  FAILS(GUANACO_NOT_FOUND, "nowhere",
+        guanaco_inspect(TEXT("/nowhere/at/all"), NULL, &got.made.inspection, error));
+  FAILS(GUANACO_NOT_FOUND, "nowhere",
+        guanaco_estimate(TEXT("/nowhere/at/all"), NULL, got.bytes, 2, error));
+  FAILS(GUANACO_NOT_FOUND, "nowhere",
+        guanaco_tokenizer_load(TEXT("/nowhere/at/all"), &got.made.tokenizer, error));
+  FAILS(GUANACO_UNSUPPORTED, "config.json",
+        guanaco_model_load(TEXT(config), NULL, &got.made.model, error));
+
+  FILE* const broken = fopen(file, "wb");
+  REQUIRE(broken != NULL && fwrite("\x10\0\0\0\0\0\0\0{\"broken\": nope}", 24, 1, broken) == 1);
+  fclose(broken);
+  FAILS(GUANACO_MALFORMED, "model.safetensors",
+        guanaco_model_load(TEXT(file), NULL, &got.made.model, error));
+  FAILS(GUANACO_MALFORMED, "model.safetensors",
+        guanaco_model_load(TEXT(folder), NULL, &got.made.model, error));
+  FAILS(GUANACO_MALFORMED, "model.safetensors",
+        guanaco_tokenizer_load(TEXT(file), &got.made.tokenizer, error));
+  unlink(file);
+  FAILS(GUANACO_NOT_FOUND, folder, guanaco_model_load(TEXT(folder), NULL, &got.made.model, error));
+  rmdir(folder);
+
+  /* A name too long for a message is cut, and not inside a code point. */
+  char name[3001];
+  for (int i = 0; i < 1000; ++i) memcpy(name + 3 * i, "\xe6\xbc\xa2", 3);
+  for (int shift = 0; shift < 3; ++shift) {
+    guanaco_error error;
+    name[3000 - shift] = 0;
+    memset(name, 'a', 3);
+    CHECK(guanaco_model_load(TEXT(name + shift), NULL, &got.made.model, &error) < 0);
+    const size_t length = strlen(error.message);
+    CHECK(length > 0 && length < sizeof error.message && error.status < 0);
+    const char* dots = strstr(error.message, "...");
+    CHECK(dots != NULL && memcmp(dots - 3, "\xe6\xbc\xa2", 3) == 0);
+  }
+
+  guanaco_options* const options = options_of(GUANACO_OPTION_DEVICE, GUANACO_DEVICE_CPU, 0);
+  OK(guanaco_options_on_progress(options, give_up, NULL, error));
+  got.made.model = (guanaco_model*)&got;
+  GIVES(GUANACO_CANCELLED, guanaco_model_load(TEXT(path), options, &got.made.model, error));
+  CHECK(got.made.model == NULL);
+  guanaco_options_free(options);
+
+  /* No machine has a device of this number; a library without CUDA has none at all. */
+  guanaco_options* const cuda =
+      options_of(GUANACO_OPTION_DEVICE, GUANACO_DEVICE_CUDA, GUANACO_OPTION_CUDA_DEVICE, 4096, 0);
+  guanaco_error error;
+  const guanaco_status status =
+      guanaco_model_load(TEXT(path), cuda, &got.made.model, poisoned(&error));
+  const guanaco_status want = status == GUANACO_UNSUPPORTED ? GUANACO_UNSUPPORTED : GUANACO_DEVICE;
+  FAILS(want, "CUDA", guanaco_model_load(TEXT(path), cuda, &got.made.model, error));
+  guanaco_options_free(cuda);
+}
+
+static uint64_t address_space(void) {
+  unsigned long pages = 0;
+  FILE* const file = fopen("/proc/self/statm", "r");
+  REQUIRE(file != NULL && fscanf(file, "%lu", &pages) == 1);
+  fclose(file);
+  return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* One reply of a model loaded anew. Gives its status; what was made is freed. */
+static guanaco_status try_all(const guanaco_options* options, guanaco_error* error) {
+  guanaco_model* fresh = NULL;
+  guanaco_session* session = NULL;
+  guanaco_generation* generation = NULL;
+  guanaco_status status = guanaco_model_load(TEXT(path), options, &fresh, error);
+  if (status == GUANACO_OK) status = guanaco_session_new(fresh, options, &session, error);
+  if (status == GUANACO_OK)
+    status = guanaco_generate(session, NULL, TEXT("One"), options, &generation, error);
+  while (status == GUANACO_OK) {
+    const char* text = NULL;
+    size_t length = 0;
+    status = guanaco_generation_next(generation, &text, &length, NULL, NULL, error);
+  }
+  guanaco_generation_free(generation);
+  guanaco_session_free(session);
+  guanaco_model_free(fresh);
+  return status;
+}
+
+/* In a process of its own with room for so much more: 0 all went well, 1 refused as it should be,
+ * and all goes well once there is room again. */
+static int run_limited(uint64_t more) {
+  guanaco_options* const options =
+      options_of(GUANACO_OPTION_DEVICE, GUANACO_DEVICE_CPU, GUANACO_OPTION_THREADS, 2,
+                 GUANACO_OPTION_ROWS, 16, GUANACO_OPTION_MAX_TOKENS, 2, 0);
+  struct rlimit before, limit;
+  guanaco_error error;
+  REQUIRE(getrlimit(RLIMIT_AS, &before) == 0);
+  limit = before;
+  limit.rlim_cur = address_space() + more;
+  REQUIRE(setrlimit(RLIMIT_AS, &limit) == 0);
+  const guanaco_status status = try_all(options, poisoned(&error));
+  setrlimit(RLIMIT_AS, &before);
+  if (status < 0)
+    check_fails(__FILE__, __LINE__, "with limited memory", GUANACO_OUT_OF_MEMORY, "", status,
+                &error);
+  CHECK(try_all(options, NULL) == GUANACO_END);
+  guanaco_options_free(options);
+  return failures > 0 ? 2 : status < 0;
+}
+
+/* Comes first: it forks. */
+static void test_memory(void) {
+  if (SANITIZED || getenv("GUANACO_SHORT") != NULL) return; /* their own memory has no limit */
+  int refusals = 0;
+  for (uint64_t more = 0;; more += UINT64_C(1) << 20) {
+    const pid_t child = fork();
+    if (child == 0) _exit(run_limited(more));
+    const int status = status_of(child);
+    if (status != 0 && status != 1) fprintf(stderr, "%llu bytes\n", (unsigned long long)more);
+    CHECK(status == 0 || status == 1);
+    if (status != 1) break;
+    ++refusals;
+  }
+  printf("%d refusals\n", refusals);
+  CHECK(refusals > 8);
+}
+
+int main(int argc, char** argv) {
+  REQUIRE(argc == 2);
+  path = argv[1];
+  test_memory();
+  model = load(path);
+  OK(guanaco_model_tokenizer(model, &tokenizer, error));
+  test_options();
+  test_model();
+  test_tokenizer();
+  test_chat();
+  test_stream_and_sampler();
+  test_session();
+  test_generation();
+  test_failures();
+  guanaco_options_free(NULL);
+  guanaco_inspection_free(NULL);
+  guanaco_chat_free(NULL);
+  guanaco_stream_free(NULL);
+  guanaco_sampler_free(NULL);
+  guanaco_generation_free(NULL);
+  guanaco_session_free(NULL);
+  guanaco_tokenizer_free(NULL);
+  guanaco_model_free(NULL);
+  guanaco_tokenizer_free(tokenizer);
+  guanaco_model_free(model);
+  return failures > 0;
+}

@@ -1,0 +1,438 @@
+/* Sessions and generations of the C ABI: what one call computes agrees with what the others do; on
+ * several threads; cancelled from another; freed in every order.
+ *
+ *     capi_sessions_test MODEL */
+#include "capi_check.h"
+
+#include <math.h>
+#include <semaphore.h>
+
+#define STORY "Once upon a time there was a king who had three daughters, and the youngest of them"
+#define QUESTION "### Human: What are the benefits of regular exercise?\n### Assistant:"
+enum { kLong = 1500 };
+
+static guanaco_model* model;
+static guanaco_tokenizer* tokenizer;
+static int32_t story[64], question[64]; /* tokens of STORY and QUESTION */
+static size_t story_length, question_length;
+static int64_t vocab;
+
+static int32_t stop_in_the_middle(uint64_t done, uint64_t total, void* user_data) {
+  (void)user_data;
+  return done >= total / 2;
+}
+
+/* Whether the session's logits are those of another. */
+static int same_logits(const guanaco_session* a, const guanaco_session* b) {
+  size_t m = 0, n = 0;
+  const float* const left = guanaco_session_logits(a, &m);
+  const float* const right = guanaco_session_logits(b, &n);
+  return m == (size_t)vocab && n == m && memcmp(left, right, m * sizeof *left) == 0;
+}
+
+/* A session that holds these tokens. */
+static guanaco_session* fed(const int32_t* tokens, size_t count) {
+  guanaco_session* const session = session_of(model, 256);
+  OK(guanaco_session_feed(session, tokens, count, NULL, error));
+  return session;
+}
+
+static void test_session(void) {
+  guanaco_session* const session = session_of(model, 256);
+  guanaco_session* const whole = fed(story, story_length);
+  size_t count = 77;
+  CHECK(guanaco_session_context(session) == 256 && guanaco_session_position(session) == 0);
+  CHECK(guanaco_session_logits(session, &count) == NULL && count == 0);
+  guanaco_session_tokens(session, &count);
+  CHECK(count == 0);
+  OK(guanaco_session_feed(session, NULL, 0, NULL, error));
+  CHECK(guanaco_session_position(session) == 0);
+
+  /* In parts, as at once. */
+  OK(guanaco_session_feed(session, story, 5, NULL, error));
+  OK(guanaco_session_feed(session, story + 5, story_length - 5, NULL, error));
+  CHECK(guanaco_session_position(session) == (int64_t)story_length && same_logits(session, whole));
+  const int32_t* const held = guanaco_session_tokens(session, &count);
+  CHECK(count == story_length && memcmp(held, story, count * sizeof *held) == 0);
+
+  /* Rewound, and fed again. */
+  OK(guanaco_session_feed(session, question, question_length, NULL, error));
+  OK(guanaco_session_rewind(session, (int64_t)story_length, error));
+  CHECK(guanaco_session_logits(session, &count) == NULL && count == 0);
+  OK(guanaco_session_rewind(session, 5, error));
+  OK(guanaco_session_feed(session, story + 5, story_length - 5, NULL, error));
+  CHECK(same_logits(session, whole));
+
+  /* Reused: of the same prompt its last token is left to feed. */
+  size_t known = 0;
+  OK(guanaco_session_reuse(session, story, story_length, &known, error));
+  CHECK(known == story_length - 1 && guanaco_session_position(session) == (int64_t)known);
+  OK(guanaco_session_feed(session, story + known, 1, NULL, error));
+  CHECK(same_logits(session, whole));
+  int32_t other[64];
+  memcpy(other, story, sizeof other);
+  other[7] = other[7] == 300 ? 301 : 300;
+  OK(guanaco_session_reuse(session, other, story_length, &known, error));
+  CHECK(known == 7);
+  OK(guanaco_session_reuse(session, NULL, 0, &known, error));
+  CHECK(known == 0 && guanaco_session_position(session) == 0);
+
+  /* Cancelled by its callback: as before. */
+  guanaco_options* const options = guanaco_options_new();
+  OK(guanaco_options_on_progress(options, stop_in_the_middle, NULL, error));
+  OK(guanaco_session_feed(session, story, story_length, NULL, error));
+  GIVES(GUANACO_CANCELLED, guanaco_session_feed(session, story, story_length, options, error));
+  CHECK(guanaco_session_position(session) == (int64_t)story_length && same_logits(session, whole));
+  guanaco_options_free(options);
+  guanaco_session_free(session);
+  guanaco_session_free(whole);
+}
+
+static void test_many(void) {
+  guanaco_session* const alone[] = {fed(story, story_length), fed(question, question_length)};
+  guanaco_session* const sessions[] = {session_of(model, 256), session_of(model, 256),
+                                       session_of(model, 256)};
+  const int32_t* const tokens[] = {story, question, NULL};
+  const size_t counts[] = {story_length, question_length, 0};
+  OK(guanaco_session_feed_many(NULL, NULL, NULL, 0, NULL, error));
+  OK(guanaco_session_feed_many(sessions, tokens, counts, 3, NULL, error));
+  CHECK(same_logits(sessions[0], alone[0]) && same_logits(sessions[1], alone[1]));
+  CHECK(guanaco_session_position(sessions[2]) == 0);
+
+  /* All or nothing. */
+  guanaco_options* const options = guanaco_options_new();
+  OK(guanaco_options_on_progress(options, stop_in_the_middle, NULL, error));
+  GIVES(GUANACO_CANCELLED, guanaco_session_feed_many(sessions, tokens, counts, 3, options, error));
+  CHECK(same_logits(sessions[0], alone[0]) && same_logits(sessions[1], alone[1]));
+  CHECK(guanaco_session_position(sessions[1]) == (int64_t)question_length);
+  guanaco_options_free(options);
+  for (int i = 0; i < 3; ++i) guanaco_session_free(sessions[i]);
+  for (int i = 0; i < 2; ++i) guanaco_session_free(alone[i]);
+}
+
+static double log_probability(const guanaco_session* session, int32_t token) {
+  size_t count = 0;
+  const float* const logits = guanaco_session_logits(session, &count);
+  REQUIRE(token >= 0 && (size_t)token < count);
+  double sum = 0;
+  for (size_t i = 0; i < count; ++i) sum += exp((double)logits[i]);
+  return (double)logits[token] - log(sum);
+}
+
+static void test_score(void) {
+  guanaco_session* const session = session_of(model, 256);
+  guanaco_session* const single = session_of(model, 256);
+  float whole[64], parts[64];
+  OK(guanaco_session_score(session, NULL, 0, NULL, NULL, error));
+  OK(guanaco_session_score(session, story, story_length, whole, NULL, error));
+  OK(guanaco_session_rewind(session, 0, error));
+  OK(guanaco_session_score(session, story, 6, parts, NULL, error));
+  OK(guanaco_session_score(session, story + 6, story_length - 6, parts + 6, NULL, error));
+  CHECK(whole[0] == 0);
+  double sum = 0, sum_of_parts = 0, sum_of_logits = 0;
+  for (size_t i = 0; i < story_length; ++i) {
+    if (i > 0) sum_of_logits += log_probability(single, story[i]);
+    OK(guanaco_session_feed(single, story + i, 1, NULL, error));
+    CHECK(whole[i] <= 0 && isfinite(whole[i]));
+    sum += (double)whole[i];
+    sum_of_parts += (double)parts[i];
+  }
+  CHECK(sum < 0 && fabs(sum - sum_of_parts) < 1e-4 && fabs(sum - sum_of_logits) < 1e-3);
+  CHECK(same_logits(session, single));
+
+  guanaco_options* const options = guanaco_options_new();
+  OK(guanaco_options_on_progress(options, stop_in_the_middle, NULL, error));
+  GIVES(GUANACO_CANCELLED,
+        guanaco_session_score(session, story, story_length, parts, options, error));
+  for (size_t i = 0; i < story_length; ++i) CHECK(parts[i] == 0);
+  CHECK(same_logits(session, single));
+  guanaco_options_free(options);
+  guanaco_session_free(session);
+  guanaco_session_free(single);
+}
+
+static void test_replies(void) {
+  guanaco_options* const options =
+      options_of(GUANACO_OPTION_MAX_TOKENS, 24, GUANACO_OPTION_SEED, 7, 0);
+  guanaco_session* const session = session_of(model, 256);
+  const reply first = reply_to(session, QUESTION, options);
+  OK(guanaco_session_rewind(session, 0, error));
+  const reply again = reply_to(session, QUESTION, options);
+  CHECK(first.length > 0 && same(&first, &again));
+
+  /* The same with a sampler of one's own and a prompt of tokens. The pieces of its tokens are its
+   * text, and their log-probabilities are what score() gives them. */
+  guanaco_sampler* sampler = NULL;
+  guanaco_generation* generation = NULL;
+  OK(guanaco_sampler_new(options, &sampler, error));
+  OK(guanaco_session_rewind(session, 0, error));
+  OK(guanaco_options_set_int(options, GUANACO_OPTION_DROP_LEADING_SPACE, 0, error));
+  OK(guanaco_generate_tokens(session, sampler, question, question_length, options, &generation,
+                             error));
+  guanaco_sampler_free(sampler);
+  CHECK(guanaco_session_position(session) == 0);
+  CHECK(guanaco_generation_finish(generation) == GUANACO_FINISH_NONE);
+  reply text = {"", 0}, pieces = {"", 0};
+  int32_t tokens[64];
+  float logprobs[64], scores[64];
+  size_t count = 0;
+  for (;;) {
+    const char* piece = NULL;
+    size_t length = 0;
+    int32_t token = 77;
+    float logprob = 77;
+    const guanaco_status status =
+        guanaco_generation_next(generation, &piece, &length, &token, &logprob, NULL);
+    CHECK(status >= 0);
+    if (status != GUANACO_OK) {
+      CHECK(piece == NULL && length == 0 && token == 0 && logprob == 0);
+      break;
+    }
+    append(&text, piece, length);
+    if (token < 0) continue;
+    OK(guanaco_tokenizer_piece(tokenizer, token, &piece, &length, error));
+    append(&pieces, piece, length);
+    logprobs[count] = logprob;
+    tokens[count++] = token;
+    CHECK(guanaco_generation_tokens(generation) == (int64_t)count);
+  }
+  CHECK(guanaco_generation_finish(generation) == GUANACO_FINISH_MAX_TOKENS && count == 24);
+  CHECK(same(&text, &pieces));
+  CHECK(text.length == first.length + (text.text[0] == ' ') &&
+        memcmp(text.text + (text.text[0] == ' '), first.text, first.length) == 0);
+  for (int i = 0; i < 2; ++i) CHECK(pull(generation, &text) == GUANACO_END);
+  guanaco_generation_free(generation);
+  OK(guanaco_session_rewind(session, (int64_t)question_length, error));
+  OK(guanaco_session_score(session, tokens, count, scores, NULL, error));
+  for (size_t i = 0; i < count; ++i) CHECK(fabsf(scores[i] - logprobs[i]) < 1e-3f);
+
+  /* A stop text ends a reply and is not in it. */
+  char stop[8] = "";
+  memcpy(stop, first.text + first.length / 2, 4);
+  OK(guanaco_options_add_stop(options, stop, 4, error));
+  OK(guanaco_session_rewind(session, 0, error));
+  reply stopped = {"", 0};
+  OK(guanaco_generate(session, NULL, TEXT(QUESTION), options, &generation, error));
+  CHECK(pull(generation, &stopped) == GUANACO_END);
+  CHECK(guanaco_generation_finish(generation) == GUANACO_FINISH_STOP_TEXT);
+  CHECK(stopped.length < first.length && strstr(stopped.text, stop) == NULL);
+  guanaco_generation_free(generation);
+  guanaco_options_free(options);
+  guanaco_session_free(session);
+
+  /* A full context ends a reply. */
+  guanaco_session* const small = session_of(model, (int)question_length + 4);
+  OK(guanaco_generate(small, NULL, TEXT(QUESTION), NULL, &generation, error));
+  CHECK(pull(generation, &text) == GUANACO_END);
+  CHECK(guanaco_generation_finish(generation) == GUANACO_FINISH_CONTEXT_FULL);
+  CHECK(guanaco_generation_tokens(generation) == 5);
+  guanaco_generation_free(generation);
+  guanaco_session_free(small);
+}
+
+static void test_steps(void) {
+  static const char* const prompts[] = {QUESTION, STORY};
+  guanaco_options* const options =
+      options_of(GUANACO_OPTION_MAX_TOKENS, 20, GUANACO_OPTION_SEED, 3, 0);
+  guanaco_session* sessions[2];
+  guanaco_generation* generations[2] = {NULL, NULL};
+  reply alone[2], together[2] = {{"", 0}, {"", 0}};
+  for (int i = 0; i < 2; ++i) {
+    sessions[i] = session_of(model, 256);
+    alone[i] = reply_to(sessions[i], prompts[i], options);
+    OK(guanaco_session_rewind(sessions[i], 0, error));
+    OK(guanaco_generate(sessions[i], NULL, TEXT(prompts[i]), options, &generations[i], error));
+  }
+  OK(guanaco_generation_step(NULL, 0, error));
+  for (int going = 3; going != 0;) {
+    OK(guanaco_generation_step(generations, 2, error));
+    for (int i = 0; i < 2; ++i) {
+      const char* text = NULL;
+      size_t length = 0;
+      if (guanaco_generation_next(generations[i], &text, &length, NULL, NULL, NULL) == GUANACO_OK)
+        append(&together[i], text, length);
+      else
+        going &= ~(1 << i);
+    }
+  }
+  for (int i = 0; i < 2; ++i) {
+    CHECK(alone[i].length > 0 && same(&alone[i], &together[i]));
+    guanaco_generation_free(generations[i]);
+    guanaco_session_free(sessions[i]);
+  }
+  guanaco_options_free(options);
+}
+
+/* ---- Threads. */
+
+static void* read_model(void* unused) {
+  const int rounds = getenv("GUANACO_SHORT") != NULL ? 2 : 200;
+  for (int i = 0; i < rounds; ++i) {
+    int32_t tokens[64];
+    char text[128];
+    const char* format = NULL;
+    size_t count = 0, length = 0;
+    int64_t value = 0;
+    OK(guanaco_tokenizer_encode(tokenizer, TEXT(STORY), 1, tokens, 64, &count, error));
+    CHECK(count == story_length && memcmp(tokens, story, count * sizeof *tokens) == 0);
+    OK(guanaco_tokenizer_decode(tokenizer, tokens, count, text, sizeof text, &length, error));
+    CHECK(length == strlen(STORY) && memcmp(text, STORY, length) == 0);
+    OK(guanaco_model_info(model, GUANACO_INFO_VOCAB, &value, error));
+    CHECK(value == vocab);
+    OK(guanaco_model_text(model, GUANACO_TEXT_FORMAT, 0, &format, &length, error));
+  }
+  return unused;
+}
+
+static void* say(void* result) {
+  guanaco_options* const options =
+      options_of(GUANACO_OPTION_MAX_TOKENS, 16, GUANACO_OPTION_SEED, 5, 0);
+  guanaco_session* const session = session_of(model, 256);
+  *(reply*)result = reply_to(session, QUESTION, options);
+  guanaco_session_free(session);
+  guanaco_options_free(options);
+  return NULL;
+}
+
+static void test_threads(void) {
+  enum { kReaders = 3, kSpeakers = 2 };
+  pthread_t readers[kReaders], speakers[kSpeakers];
+  reply alone, replies[kSpeakers];
+  say(&alone);
+  for (int i = 0; i < kSpeakers; ++i)
+    REQUIRE(pthread_create(&speakers[i], NULL, say, &replies[i]) == 0);
+  for (int i = 0; i < kReaders; ++i)
+    REQUIRE(pthread_create(&readers[i], NULL, read_model, NULL) == 0);
+  for (int i = 0; i < kReaders; ++i) pthread_join(readers[i], NULL);
+  for (int i = 0; i < kSpeakers; ++i) {
+    pthread_join(speakers[i], NULL);
+    CHECK(same(&alone, &replies[i]));
+  }
+}
+
+/* A prompt on its way, seen from two threads. */
+typedef struct journey {
+  guanaco_generation* generation;
+  sem_t begun;
+  pthread_mutex_t lock;
+  uint64_t done, done_when_cancelled;
+} journey;
+
+static int32_t travel(uint64_t done, uint64_t total, void* user_data) {
+  journey* const prompt = user_data;
+  CHECK(total == kLong);
+  pthread_mutex_lock(&prompt->lock);
+  if (prompt->done == 0 && done > 0) sem_post(&prompt->begun);
+  prompt->done = done;
+  pthread_mutex_unlock(&prompt->lock);
+  return 0;
+}
+static void* cancel(void* user_data) {
+  journey* const prompt = user_data;
+  sem_wait(&prompt->begun);
+  guanaco_generation_cancel(prompt->generation);
+  pthread_mutex_lock(&prompt->lock);
+  prompt->done_when_cancelled = prompt->done;
+  pthread_mutex_unlock(&prompt->lock);
+  return NULL;
+}
+
+static void test_cancel(void) {
+  static int32_t tokens[kLong];
+  for (int i = 0; i < kLong; ++i) tokens[i] = 300 + i % 997;
+  journey prompt = {.lock = PTHREAD_MUTEX_INITIALIZER};
+  REQUIRE(sem_init(&prompt.begun, 0, 0) == 0);
+  guanaco_options* const options = guanaco_options_new();
+  OK(guanaco_options_on_progress(options, travel, &prompt, error));
+  guanaco_session* const session = session_of(model, 2048);
+  OK(guanaco_generate_tokens(session, NULL, tokens, kLong, options, &prompt.generation, error));
+  guanaco_options_free(options);
+  pthread_t other;
+  REQUIRE(pthread_create(&other, NULL, cancel, &prompt) == 0);
+  const char* text = NULL;
+  size_t length = 0;
+  for (int i = 0; i < 2; ++i)
+    GIVES(GUANACO_CANCELLED,
+          guanaco_generation_next(prompt.generation, &text, &length, NULL, NULL, error));
+  pthread_join(other, NULL);
+  CHECK(guanaco_generation_finish(prompt.generation) == GUANACO_FINISH_CANCELLED);
+  CHECK(guanaco_generation_tokens(prompt.generation) == 0);
+  CHECK(prompt.done > 0 && prompt.done <= prompt.done_when_cancelled + 16); /* a pass has 16 */
+  guanaco_generation_cancel(prompt.generation);
+  CHECK(guanaco_session_position(session) == 0);
+  guanaco_generation_free(prompt.generation);
+  OK(guanaco_session_feed(session, story, story_length, NULL, error));
+  guanaco_session* const whole = fed(story, story_length);
+  CHECK(same_logits(session, whole));
+  guanaco_session_free(session);
+  guanaco_session_free(whole);
+  sem_destroy(&prompt.begun);
+}
+
+/* ---- Freed in the wrong order, by another thread too. */
+
+static void* free_generation(void* generation) {
+  guanaco_generation_free(generation);
+  return NULL;
+}
+
+static void test_free_orders(const char* path) {
+  guanaco_options* const options =
+      options_of(GUANACO_OPTION_MAX_TOKENS, 8, GUANACO_OPTION_TOP_K, 40, 0);
+  guanaco_model* const short_lived = load(path);
+  guanaco_tokenizer* words = NULL;
+  guanaco_session* const session = session_of(short_lived, 256);
+  guanaco_session* const spare = session_of(short_lived, 256);
+  guanaco_sampler *sampler = NULL, *copy = NULL;
+  guanaco_generation *generation = NULL, *second = NULL;
+  OK(guanaco_model_tokenizer(short_lived, &words, error));
+  OK(guanaco_sampler_new(options, &sampler, error));
+  OK(guanaco_sampler_copy(sampler, &copy, error));
+  OK(guanaco_generate(session, sampler, TEXT(STORY), options, &generation, error));
+  OK(guanaco_generate(spare, copy, TEXT(STORY), options, &second, error));
+  guanaco_model_free(short_lived);
+  reply one = {"", 0}, other = {"", 0};
+  const char* text = NULL;
+  size_t length = 0;
+  OK(guanaco_generation_next(generation, &text, &length, NULL, NULL, error));
+  append(&one, text, length);
+  guanaco_session_free(session);
+  guanaco_sampler_free(sampler);
+  guanaco_options_free(options);
+  CHECK(pull(generation, &one) == GUANACO_END);
+  CHECK(pull(second, &other) == GUANACO_END && same(&one, &other));
+  pthread_t thread;
+  REQUIRE(pthread_create(&thread, NULL, free_generation, generation) == 0);
+  pthread_join(thread, NULL);
+
+  /* Without its generation the session goes on after the last token. */
+  guanaco_generation_free(second);
+  const int64_t position = guanaco_session_position(spare);
+  OK(guanaco_session_feed(spare, story + 1, 1, NULL, error));
+  CHECK(guanaco_session_position(spare) == position + 2);
+  guanaco_session_free(spare);
+  guanaco_sampler_free(copy);
+  CHECK(guanaco_tokenizer_size(words) > 0);
+  guanaco_tokenizer_free(words);
+}
+
+int main(int argc, char** argv) {
+  REQUIRE(argc == 2);
+  model = load(argv[1]);
+  OK(guanaco_model_tokenizer(model, &tokenizer, error));
+  OK(guanaco_model_info(model, GUANACO_INFO_VOCAB, &vocab, error));
+  OK(guanaco_tokenizer_encode(tokenizer, TEXT(STORY), 1, story, 64, &story_length, error));
+  OK(guanaco_tokenizer_encode(tokenizer, TEXT(QUESTION), 1, question, 64, &question_length, error));
+  REQUIRE(story_length > 16 && question_length > 8);
+  test_session();
+  test_many();
+  test_score();
+  test_replies();
+  test_steps();
+  test_threads();
+  test_cancel();
+  test_free_orders(argv[1]);
+  guanaco_tokenizer_free(tokenizer);
+  guanaco_model_free(model);
+  return failures > 0;
+}

@@ -1,0 +1,73 @@
+#!/bin/sh
+# The names of the C ABI are the same everywhere: exported by the library, listed in exports.map, declared in c.h and
+# in every binding; and the numbers of c.h are those of every binding.
+#
+#     exports_test.sh SOURCE_DIR LIBRARY CC
+set -eu
+source=$1 library=$2 cc=$3
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cd "$scratch"
+status=0
+same() { # WHAT FIRST SECOND: two sorted lists
+  diff "$2" "$3" >difference || { echo "$1 differ:"; cat difference; status=1; }
+}
+
+nm -D --defined-only "$library" | awk '$2 != "A" {sub(/@.*/, "", $3); print $3}' | sort >exported
+sed -n 's/^ *\(guanaco_[a-z_]*\);$/\1/p' "$source/capi/exports.map" | sort >listed
+# Declarations go over several lines: one line each, then the name before the first parenthesis.
+sed 's,/\*.*\*/,,' "$source/include/guanaco/c.h" | tr '\n' ' ' | sed 's/GUANACO_API/\n&/g' |
+  sed -n 's/^GUANACO_API [^(]*\(guanaco_[a-z_]*\)(.*/\1/p' | sort >declared
+[ -s declared ] || { echo 'c.h declares nothing'; exit 1; }
+same 'what the library exports and exports.map' exported listed
+same 'exports.map and c.h' listed declared
+[ -z "$(grep -v '^guanaco_' exported)" ] || { echo 'exported, but not ours:'; grep -v '^guanaco_' exported; status=1; }
+
+names() { # prints the functions that some files name
+  cat "$@" | grep -oE 'guanaco_[a-z_]+' | sort -u | comm -12 - declared
+}
+for binding in rust go csharp python; do
+  case $binding in
+    rust) files=$(find "$source/examples/rust" -name '*.rs') ;;
+    go) files=$(find "$source/examples/go" -name '*.go') ;;
+    csharp) files=$(find "$source/examples/csharp" -name '*.cs') ;;
+    python) files=$(find "$source/examples/python" -name '*.py') ;;
+  esac
+  names $files >named
+  same "c.h and the names in the binding for $binding" declared named
+done
+
+# Numbers: the compiler says what c.h means, NAME VALUE; a binding has them as NAME = VALUE in its own spelling.
+grep -oE 'GUANACO_[A-Z0-9_]+ = -?[0-9]+' "$source/include/guanaco/c.h" | sed 's/ = / /' | sort >constants
+{
+  echo '#include <guanaco/c.h>'
+  echo '#include <stdio.h>'
+  echo 'int main(void) {'
+  while read -r name value; do printf '  printf("%%s %%d\\n", "%s", (int)%s);\n' "$name" "$name"; done <constants
+  echo '  return 0; }'
+} >constants.c
+"$cc" -std=c99 -I"$source/include" constants.c -o constants_program
+./constants_program | sort >compiled
+same 'the text of c.h and what the compiler makes of it' constants compiled
+# Names are compared without GUANACO_, underscores and case.
+plain() { sed -E 's/_//g' | tr 'A-Z' 'a-z'; }
+sed 's/^GUANACO_//' constants | while read -r name value; do echo "$(echo "$name" | plain) $value"; done | sort >wanted
+check_numbers() { # BINDING FILE...: every one of c.h's numbers is there under its name
+  binding=$1
+  shift
+  # Members of an enum get its name in front, but for those of Status.
+  cat "$@" | awk '
+    match($0, /enum [A-Za-z]+/) { prefix = substr($0, RSTART + 5, RLENGTH - 5); if (prefix == "Status") prefix = "" }
+    { line = $0; sub(/.*enum [A-Za-z]+/, "", line)
+      while (match(line, /[A-Za-z_][A-Za-z0-9_]*(: *[A-Za-z0-9_]+)? *= *-?[0-9]+/)) {
+        found = substr(line, RSTART, RLENGTH); line = substr(line, RSTART + RLENGTH)
+        value = found; sub(/.*= */, "", value); name = found; sub(/[: =].*/, "", name)
+        gsub(/_/, "", name); print tolower(prefix name), value } }
+    /}/ { prefix = "" }' | sort -u >numbers
+  comm -23 wanted numbers >missing
+  [ ! -s missing ] || { echo "numbers that the binding for $binding lacks or has otherwise:"; cat missing; status=1; }
+}
+check_numbers rust $(find "$source/examples/rust" -name '*.rs')
+check_numbers csharp $(find "$source/examples/csharp" -name '*.cs')
+check_numbers python $(find "$source/examples/python" -name '*.py')
+exit "$status"  # cgo takes the numbers from c.h itself
