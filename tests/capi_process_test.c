@@ -12,6 +12,12 @@
 
 #define QUESTION "### Human: What is the capital of France?\n### Assistant:"
 
+#if defined(__SANITIZE_THREAD__)
+/* It can watch threads begun after a fork, if it is told that it may. */
+const char* __tsan_default_options(void);
+const char* __tsan_default_options(void) { return "die_after_fork=0"; }
+#endif
+
 static const char* path;
 static int is_short; /* for valgrind: few rounds */
 
@@ -225,7 +231,7 @@ static long resident_bytes(void) {
 
 static void test_many_loads(void) {
   enum { kWarm = 10 };
-  const int loads = is_short ? 2 : 100, before = tasks();
+  const int loads = is_short ? 2 : SANITIZED ? 20 : 100, before = tasks();
   long warm = 0;
   for (int i = 0; i < loads; ++i) {
     if (i == kWarm) warm = resident_bytes();

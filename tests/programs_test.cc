@@ -379,6 +379,6 @@ TEST_CASE("hello: answers with the model it is given") {
   const Result result = run("hello", {GUANACO_MODEL});
   CHECK(result.exit == 0);
   CHECK(result.err == "");
-  CHECK(contains(result.out, "Blue"));
+  CHECK(contains(result.out, "Sunlight"));
   check_complaint("hello", run("hello", {"/no/such/model"}));
 }

@@ -277,7 +277,10 @@ func (s *Session) generate(sampler *Sampler, options Options,
 	}
 	var c *C.guanaco_sampler
 	if sampler != nil {
-		c = sampler.p
+		if c = sampler.p; c == nil { // NULL would mean the options' own
+			b.close()
+			return nil, &Error{ErrInvalidArgument, "sampler: is closed"}
+		}
 	}
 	var out *C.guanaco_generation
 	var e C.guanaco_error
@@ -288,66 +291,125 @@ func (s *Session) generate(sampler *Sampler, options Options,
 		b.close()
 		return nil, err
 	}
-	g := &Generation{p: out, bag: b, session: s}
+	g := &Generation{handle: &handle{p: out}, bag: b, session: s}
 	runtime.SetFinalizer(g, (*Generation).Close)
 	return g, nil
 }
 
+// handle is what a reply's watcher knows: not the Generation, which may be forgotten while a context lives on.
+type handle struct {
+	mutex   sync.Mutex
+	p       *C.guanaco_generation // nil once closed
+	calls   sync.WaitGroup        // those in C, for which Close waits
+	context <-chan struct{}       // of the Next that is in C
+}
+
+// enter keeps the reply from being freed until calls.Done, if it is not closed.
+func (h *handle) enter(context <-chan struct{}) *C.guanaco_generation {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	if h.p != nil {
+		h.calls.Add(1)
+		h.context = context
+	}
+	return h.p
+}
+
+// watch cancels the Next that waits with this context.
+func (h *handle) watch(context, over <-chan struct{}) {
+	select {
+	case <-context:
+		h.mutex.Lock()
+		defer h.mutex.Unlock()
+		if h.context == context {
+			C.guanaco_generation_cancel(h.p)
+		}
+	case <-over:
+	}
+}
+
 // Generation is a reply.
 type Generation struct {
-	p       *C.guanaco_generation
+	*handle
 	bag     *bag // whose callback the prompt still needs
 	session *Session
-	mutex   sync.Mutex // Cancel against Close
+	watched <-chan struct{} // the context that a goroutine watches, until over
+	over    chan struct{}
 	text    string
 	token   int32
 	logprob float32
 	err     error
 }
 
-// Close ends the reply, and the session is free again.
+// Close cancels the reply, waits for a Next elsewhere to come back, and the session is free again.
 func (g *Generation) Close() {
 	g.mutex.Lock()
-	defer g.mutex.Unlock()
-	if g.p != nil {
-		C.guanaco_generation_free(g.p)
-		g.bag.close()
-		g.p = nil
+	p := g.p
+	g.p = nil
+	C.guanaco_generation_cancel(p)
+	g.mutex.Unlock()
+	if p == nil {
+		return
+	}
+	g.calls.Wait()
+	g.follow(nil)
+	C.guanaco_generation_free(p)
+	g.bag.close()
+}
+
+// follow has one goroutine watch a context, over all Next that have the same: one each would cost more than a token.
+func (g *Generation) follow(context <-chan struct{}) {
+	if context == g.watched {
+		return
+	}
+	if g.over != nil {
+		close(g.over)
+		g.over = nil
+	}
+	if g.watched = context; context != nil {
+		g.over = make(chan struct{})
+		go g.watch(context, g.over)
 	}
 }
 
 // Next computes the next token; false at the end, of which Err tells more. ctx cancels it, in the middle of a long
-// prompt too.
+// prompt too; one that ends between calls is noticed by the next call with it.
 func (g *Generation) Next(ctx context.Context) bool {
-	if done := ctx.Done(); done != nil {
-		if ctx.Err() != nil {
-			g.Cancel()
+	done := ctx.Done()
+	p := g.enter(done)
+	if p == nil {
+		g.text, g.token, g.logprob = "", 0, 0
+		if g.err = ctx.Err(); g.err == nil {
+			g.err = &Error{ErrInvalidArgument, "generation: is closed"}
 		}
-		over, gone := make(chan struct{}), make(chan struct{})
-		go func() {
-			defer close(gone)
-			select {
-			case <-done:
-				g.Cancel()
-			case <-over:
-			}
-		}()
-		defer func() { close(over); <-gone }()
+		return false
+	}
+	defer g.leave()
+	g.follow(done)
+	if ctx.Err() != nil { // after enter: from there on the watcher sees it
+		C.guanaco_generation_cancel(p)
 	}
 	var text *C.char
 	var length C.size_t
 	var token C.int32_t
 	var logprob C.float
 	var e C.guanaco_error
-	status := C.guanaco_generation_next(g.p, &text, &length, &token, &logprob, &e)
+	status := C.guanaco_generation_next(p, &text, &length, &token, &logprob, &e)
 	g.text, g.token, g.logprob = goText(text, length), int32(token), float32(logprob)
-	if g.p != nil {
-		g.bag.done()
-	}
 	end, err := check(status, &e)
 	g.err = err
+	if end || err != nil {
+		g.follow(nil)
+	}
 	runtime.KeepAlive(g)
+	g.bag.done()
 	return !end && err == nil
+}
+func (h *handle) leave() {
+	h.mutex.Lock()
+	h.context = nil
+	h.mutex.Unlock()
+	h.calls.Done()
 }
 func (g *Generation) Text() string     { return g.text }
 func (g *Generation) Token() int32     { return g.token }
@@ -356,7 +418,7 @@ func (g *Generation) Logprob() float32 { return g.logprob }
 // Err is why Next gave false: nil at the end, context.Canceled, or a failure.
 func (g *Generation) Err() error { return g.err }
 
-// All is a channel of the texts; Err tells more once it is closed. Drain it or cancel ctx.
+// All is a channel of the texts; Err tells more once it is closed. Drain it, or cancel ctx, then Close.
 func (g *Generation) All(ctx context.Context) <-chan string {
 	texts := make(chan string)
 	go func() {
@@ -393,7 +455,9 @@ func Step(replies ...*Generation) error {
 	}
 	pointers := make([]*C.guanaco_generation, len(replies))
 	for i, reply := range replies {
-		pointers[i] = reply.p
+		if pointers[i] = reply.enter(nil); pointers[i] != nil { // C refuses one that is closed
+			defer reply.calls.Done()
+		}
 	}
 	var e C.guanaco_error
 	_, err := check(C.guanaco_generation_step(&pointers[0], C.size_t(len(pointers)), &e), &e)
