@@ -95,10 +95,10 @@ static inline guanaco_options* options_of(int number, ...) {
   return options;
 }
 
-/* On the CPU with two threads and short passes, so that a prompt takes several. */
-static inline guanaco_model* load(const char* path) {
+/* On the CPU with short passes, so that a prompt takes several. */
+static inline guanaco_model* load_on(const char* path, int threads) {
   guanaco_options* const options =
-      options_of(GUANACO_OPTION_DEVICE, GUANACO_DEVICE_CPU, GUANACO_OPTION_THREADS, 2,
+      options_of(GUANACO_OPTION_DEVICE, GUANACO_DEVICE_CPU, GUANACO_OPTION_THREADS, threads,
                  GUANACO_OPTION_ROWS, 16, 0);
   guanaco_model* model = NULL;
   OK(guanaco_model_load(TEXT(path), options, &model, error));
@@ -106,6 +106,8 @@ static inline guanaco_model* load(const char* path) {
   REQUIRE(model != NULL);
   return model;
 }
+
+static inline guanaco_model* load(const char* path) { return load_on(path, 2); }
 
 static inline guanaco_session* session_of(const guanaco_model* model, int context) {
   guanaco_options* const options = options_of(GUANACO_OPTION_CONTEXT, context, 0);

@@ -12,10 +12,11 @@
 
 #define QUESTION "### Human: What is the capital of France?\n### Assistant:"
 
+/* Threads of a model that a child of fork loads: the thread sanitizer knows none there. */
 #if defined(__SANITIZE_THREAD__)
-/* It can watch threads begun after a fork, if it is told that it may. */
-const char* __tsan_default_options(void);
-const char* __tsan_default_options(void) { return "die_after_fork=0"; }
+enum { kThreadsOfChild = 1 };
+#else
+enum { kThreadsOfChild = 2 };
 #endif
 
 static const char* path;
@@ -33,8 +34,8 @@ static reply ask(const guanaco_model* model) {
 }
 
 /* What a model loaded anew replies. */
-static reply load_and_ask(void) {
-  guanaco_model* const model = load(path);
+static reply load_and_ask(int threads) {
+  guanaco_model* const model = load_on(path, threads);
   const reply all = ask(model);
   guanaco_model_free(model);
   return all;
@@ -53,7 +54,7 @@ static void test_fork(void) {
     fflush(NULL);
     const pid_t child = fork();
     if (child == 0) { /* with the parent's model, or one more */
-      const reply found = anew ? load_and_ask() : ask(model);
+      const reply found = anew ? load_and_ask(kThreadsOfChild) : ask(model);
       CHECK(same(&found, &expected));
       reply_to(session, " And then?", options);
       guanaco_options_free(options);
@@ -163,7 +164,7 @@ static reply ask_library(void* library) {
 }
 
 static void test_dlopen(void) {
-  const reply expected = load_and_ask();
+  const reply expected = load_and_ask(2);
   char folder[] = "/tmp/guanaco-XXXXXX", file[64];
   REQUIRE(mkdtemp(folder) != NULL);
   snprintf(file, sizeof file, "%s/libguanaco.so.1", folder);
@@ -207,7 +208,7 @@ static void* use_little_stack(void* result) {
 }
 
 static void test_small_stack(void) {
-  const reply expected = load_and_ask();
+  const reply expected = load_and_ask(2);
   reply found = {"", 0};
   pthread_attr_t attributes;
   pthread_t thread;
@@ -261,7 +262,7 @@ static void succeed_and_fail(void) {
   guanaco_model* none = NULL;
   char config[4096];
   snprintf(config, sizeof config, "%s/config.json", path);
-  load_and_ask();
+  load_and_ask(2);
   use_little_stack(&(reply){"", 0});
   CHECK(guanaco_model_load(TEXT("/nowhere"), NULL, &none, NULL) == GUANACO_NOT_FOUND);
   CHECK(guanaco_model_load(TEXT(config), NULL, &none, NULL) == GUANACO_UNSUPPORTED);

@@ -209,7 +209,8 @@ GUANACO_API guanaco_status guanaco_tokenizer_encode_continuation(const guanaco_t
 GUANACO_API guanaco_status guanaco_tokenizer_decode(const guanaco_tokenizer* tokenizer, const int32_t* tokens,
                                                     size_t count, char* text, size_t capacity, size_t* needed,
                                                     guanaco_error* error);
-/* The bytes of one token, possibly none or part of a code point; live as long as the tokenizer. */
+/* The bytes of one token, possibly none or part of a code point, none for an id that does not exist; live as long as the
+ * tokenizer. */
 GUANACO_API guanaco_status guanaco_tokenizer_piece(const guanaco_tokenizer* tokenizer, int32_t token,
                                                    const char** bytes, size_t* length, guanaco_error* error);
 
@@ -221,7 +222,7 @@ GUANACO_API void guanaco_chat_free(guanaco_chat* chat);
 GUANACO_API guanaco_status guanaco_chat_add(guanaco_chat* chat, int32_t role, const char* text, size_t length,
                                             guanaco_error* error);
 GUANACO_API guanaco_status guanaco_chat_clear(guanaco_chat* chat, guanaco_error* error);
-/* The prompt, up to where the assistant is to speak. */
+/* The prompt, up to where the assistant is to speak; guanaco::ChatTemplate::render() says who may speak when. */
 GUANACO_API guanaco_status guanaco_chat_render(guanaco_chat* chat, const char** text, size_t* length,
                                                guanaco_error* error);
 /* The index-th text that ends the assistant's turn, static; END past the last. */
@@ -296,7 +297,8 @@ GUANACO_API void guanaco_generation_free(guanaco_generation* generation);
  * NULL. */
 GUANACO_API guanaco_status guanaco_generation_next(guanaco_generation* generation, const char** text, size_t* length,
                                                    int32_t* token, float* logprob, guanaco_error* error);
-/* One pass for many generations of one model; the guanaco_generation_next() that follows hands out what it made. */
+/* One pass for many generations of one model; the guanaco_generation_next() that follows hands out what it made. Prompts
+ * that it computes report no progress. */
 GUANACO_API guanaco_status guanaco_generation_step(guanaco_generation* const* generations, size_t count,
                                                    guanaco_error* error);
 GUANACO_API int32_t guanaco_generation_finish(const guanaco_generation* generation); /* one of GUANACO_FINISH_ */
