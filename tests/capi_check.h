@@ -83,6 +83,66 @@ static inline void check_fails(const char* file, int line, const char* call, gua
     failed(file, line, call, message);
 }
 
+/* Results go here, so that it can be seen what a failure leaves in them. */
+typedef struct results {
+  const char* text;
+  size_t length, needed, known;
+  int64_t value;
+  int32_t token;
+  float logprob;
+  float logprobs[2];
+  uint64_t bytes[2];
+  union {
+    guanaco_model* model;
+    guanaco_inspection* inspection;
+    guanaco_tokenizer* tokenizer;
+    guanaco_chat* chat;
+    guanaco_stream* stream;
+    guanaco_sampler* sampler;
+    guanaco_session* session;
+    guanaco_generation* generation;
+  } made;
+} results;
+static results got;
+
+/* What a call was given is 0 after a failure, and the rest as before. */
+static inline void check_cleared(const char* file, int line, const char* call,
+                                 guanaco_status status) {
+#define RESULT(name, field) \
+  { name, offsetof(results, field), sizeof got.field }
+  static const struct {
+    const char* name;
+    size_t offset, size;
+  } all[] = {RESULT("&got.text", text),        RESULT("&got.length", length),
+             RESULT("&got.needed", needed),    RESULT("&got.known", known),
+             RESULT("&got.value", value),      RESULT("&got.token", token),
+             RESULT("&got.logprob,", logprob), RESULT("got.logprobs", logprobs),
+             RESULT("got.bytes", bytes),       RESULT("&got.made", made)};
+#undef RESULT
+  for (size_t i = 0; i < sizeof all / sizeof *all; ++i) {
+    if (status == GUANACO_BUFFER_TOO_SMALL && strcmp(all[i].name, "&got.needed") == 0) continue;
+    const unsigned char* const bytes = (const unsigned char*)&got + all[i].offset;
+    const unsigned char want = strstr(call, all[i].name) != NULL ? 0 : 0x5a;
+    for (size_t j = 0; j < all[i].size; ++j)
+      if (bytes[j] != want) {
+        failed(file, line, call, all[i].name);
+        break;
+      }
+  }
+}
+
+/* With an error struct and without. `call` says `error` where it goes; its results are `got`. */
+#define FAILS(want, culprit, call)                                         \
+  do {                                                                     \
+    guanaco_error written, *error = poisoned(&written);                    \
+    memset(&got, 0x5a, sizeof got);                                        \
+    check_fails(__FILE__, __LINE__, #call, want, culprit, call, &written); \
+    check_cleared(__FILE__, __LINE__, #call, want);                        \
+    error = NULL;                                                          \
+    CHECK((call) == (want));                                               \
+  } while (0)
+#define REFUSES(culprit, call) FAILS(GUANACO_INVALID_ARGUMENT, culprit, call)
+
 /* Options by (number, value) up to a 0; the caller's. */
 static inline guanaco_options* options_of(int number, ...) {
   guanaco_options* const options = guanaco_options_new();

@@ -47,16 +47,20 @@ static void test_fork(void) {
   guanaco_model* const model = load(path);
   guanaco_session* const session = session_of(model, 128);
   const reply expected = ask(model);
-  const reply half = reply_to(session, QUESTION, NULL);
-  CHECK(expected.length > 0 && half.length > 0);
-  guanaco_options* const options = options_of(GUANACO_OPTION_MAX_TOKENS, 8, 0);
+  guanaco_options* const options = options_of(GUANACO_OPTION_MAX_TOKENS, is_short ? 2 : 8, 0);
+  guanaco_session* const twin = session_of(model, 128);
+  const reply begun = reply_to(session, QUESTION, options),
+              same_begun = reply_to(twin, QUESTION, options);
+  const reply expected_then = reply_to(twin, " And then?", options);
+  CHECK(expected.length > 0 && begun.length > 0 && same(&begun, &same_begun));
+  guanaco_session_free(twin);
   for (int anew = 0; anew < 2; ++anew) {
     fflush(NULL);
     const pid_t child = fork();
     if (child == 0) { /* with the parent's model, or one more */
       const reply found = anew ? load_and_ask(kThreadsOfChild) : ask(model);
-      CHECK(same(&found, &expected));
-      reply_to(session, " And then?", options);
+      const reply then = reply_to(session, " And then?", options);
+      CHECK(same(&found, &expected) && same(&then, &expected_then));
       guanaco_options_free(options);
       guanaco_session_free(session);
       guanaco_model_free(model);
@@ -64,9 +68,8 @@ static void test_fork(void) {
     }
     CHECK(status_of(child) == 0);
   }
-  const reply after = ask(model);
-  CHECK(same(&after, &expected));
-  reply_to(session, " And then?", options);
+  const reply after = ask(model), then = reply_to(session, " And then?", options);
+  CHECK(same(&after, &expected) && same(&then, &expected_then));
   guanaco_options_free(options);
   guanaco_session_free(session);
   guanaco_model_free(model);

@@ -8,133 +8,10 @@
 #include <math.h>
 #include <sys/resource.h>
 
-/* Results go here, so that it can be seen what a failure leaves in them. */
-typedef struct results {
-  const char* text;
-  size_t length, needed, known;
-  int64_t value;
-  int32_t token;
-  float logprob;
-  float logprobs[2];
-  uint64_t bytes[2];
-  union {
-    guanaco_model* model;
-    guanaco_inspection* inspection;
-    guanaco_tokenizer* tokenizer;
-    guanaco_chat* chat;
-    guanaco_stream* stream;
-    guanaco_sampler* sampler;
-    guanaco_session* session;
-    guanaco_generation* generation;
-  } made;
-} results;
-static results got;
-
-/* What a call was given is 0 after a failure, and the rest as before. */
-static void check_cleared(const char* file, int line, const char* call, guanaco_status status) {
-#define RESULT(name, field) \
-  { name, offsetof(results, field), sizeof got.field }
-  static const struct {
-    const char* name;
-    size_t offset, size;
-  } all[] = {RESULT("&got.text", text),        RESULT("&got.length", length),
-             RESULT("&got.needed", needed),    RESULT("&got.known", known),
-             RESULT("&got.value", value),      RESULT("&got.token", token),
-             RESULT("&got.logprob,", logprob), RESULT("got.logprobs", logprobs),
-             RESULT("got.bytes", bytes),       RESULT("&got.made", made)};
-#undef RESULT
-  for (size_t i = 0; i < sizeof all / sizeof *all; ++i) {
-    if (status == GUANACO_BUFFER_TOO_SMALL && strcmp(all[i].name, "&got.needed") == 0) continue;
-    const unsigned char* const bytes = (const unsigned char*)&got + all[i].offset;
-    const unsigned char want = strstr(call, all[i].name) != NULL ? 0 : 0x5a;
-    for (size_t j = 0; j < all[i].size; ++j)
-      if (bytes[j] != want) {
-        failed(file, line, call, all[i].name);
-        break;
-      }
-  }
-}
-
-/* With an error struct and without. `call` says `error` where it goes, and its results are `got`.
- */
-#define FAILS(want, culprit, call)                                         \
-  do {                                                                     \
-    guanaco_error written, *error = poisoned(&written);                    \
-    memset(&got, 0x5a, sizeof got);                                        \
-    check_fails(__FILE__, __LINE__, #call, want, culprit, call, &written); \
-    check_cleared(__FILE__, __LINE__, #call, want);                        \
-    error = NULL;                                                          \
-    CHECK((call) == (want));                                               \
-  } while (0)
-#define REFUSES(culprit, call) FAILS(GUANACO_INVALID_ARGUMENT, culprit, call)
-
 static const char* path;
 static guanaco_model* model;
 static guanaco_tokenizer* tokenizer;
 static const int32_t tokens[] = {1, 400, 500, 600};
-
-static void test_options(void) {
-  static const struct {
-    int option;
-    int64_t least, most; /* beyond are refused; equal: any may be given */
-  } ints[] = {{GUANACO_OPTION_DEVICE, 0, 2},
-              {GUANACO_OPTION_CUDA_DEVICE, 0, INT32_MAX},
-              {GUANACO_OPTION_THREADS, 0, 1024},
-              {GUANACO_OPTION_ROWS, 1, 4096},
-              {GUANACO_OPTION_ZERO_POINTS, 0, 2},
-              {GUANACO_OPTION_CONTEXT, 1, INT32_MAX},
-              {GUANACO_OPTION_SEED, INT64_MIN, INT64_MAX},
-              {GUANACO_OPTION_TOP_K, 0, INT32_MAX},
-              {GUANACO_OPTION_PENALTY_WINDOW, 0, INT32_MAX},
-              {GUANACO_OPTION_MAX_TOKENS, 1, INT32_MAX},
-              {GUANACO_OPTION_DROP_LEADING_SPACE, 0, 1},
-              {GUANACO_OPTION_STOP_AT_END_OF_TEXT, 0, 1},
-              {GUANACO_OPTION_TRIM_BEFORE_STOP, 0, 1}};
-  static const struct {
-    int option;
-    double good, bad;
-    const char* name;
-  } floats[] = {{GUANACO_OPTION_TEMPERATURE, 0, -0.1, "temperature"},
-                {GUANACO_OPTION_TOP_P, 1, 0, "top_p"},
-                {GUANACO_OPTION_MIN_P, 0, 1.1, "min_p"},
-                {GUANACO_OPTION_REPETITION_PENALTY, 1.5, 0, "repetition_penalty"},
-                {GUANACO_OPTION_FREQUENCY_PENALTY, -1, HUGE_VAL, "frequency_penalty"},
-                {GUANACO_OPTION_PRESENCE_PENALTY, -1, -HUGE_VAL, "presence_penalty"}};
-  guanaco_options* const options = guanaco_options_new();
-  REQUIRE(options != NULL);
-  for (size_t i = 0; i < sizeof ints / sizeof *ints; ++i) {
-    char number[16];
-    snprintf(number, sizeof number, "%d", ints[i].option);
-    OK(guanaco_options_set_int(options, ints[i].option, ints[i].least, error));
-    OK(guanaco_options_set_int(options, ints[i].option, ints[i].most, error));
-    REFUSES(number, guanaco_options_set_float(options, ints[i].option, 1, error));
-    if (ints[i].least == INT64_MIN) continue;
-    REFUSES(number, guanaco_options_set_int(options, ints[i].option, ints[i].least - 1, error));
-    REFUSES(number, guanaco_options_set_int(options, ints[i].option, ints[i].most + 1, error));
-    REFUSES(number, guanaco_options_set_int(options, ints[i].option, INT64_MIN, error));
-    REFUSES(number, guanaco_options_set_int(options, ints[i].option, INT64_MAX, error));
-  }
-  for (size_t i = 0; i < sizeof floats / sizeof *floats; ++i) {
-    const char* const name = floats[i].name;
-    OK(guanaco_options_set_float(options, floats[i].option, floats[i].good, error));
-    REFUSES(name, guanaco_options_set_float(options, floats[i].option, floats[i].bad, error));
-    REFUSES(name, guanaco_options_set_float(options, floats[i].option, (double)NAN, error));
-    REFUSES(name, guanaco_options_set_int(options, floats[i].option, 1, error));
-  }
-  REFUSES("77", guanaco_options_set_int(options, 77, 1, error));
-  REFUSES("-1", guanaco_options_set_float(options, -1, 1, error));
-  REFUSES("stop", guanaco_options_add_stop(options, "", 0, error));
-  REFUSES("UTF-8", guanaco_options_add_stop(options, "\xc3", 1, error));
-  REFUSES("text", guanaco_options_add_stop(options, NULL, 1, error));
-  REFUSES("options", guanaco_options_set_int(NULL, GUANACO_OPTION_SEED, 1, error));
-  REFUSES("options", guanaco_options_set_float(NULL, GUANACO_OPTION_TOP_P, 1, error));
-  REFUSES("options", guanaco_options_add_stop(NULL, "a", 1, error));
-  REFUSES("options", guanaco_options_on_progress(NULL, NULL, NULL, error));
-  REFUSES("options", guanaco_options_on_log(NULL, NULL, NULL, error));
-  OK(guanaco_options_on_progress(options, NULL, NULL, error));
-  OK(guanaco_options_on_log(options, NULL, NULL, error));
-  guanaco_options_free(options);
-}
 
 static void test_model(void) {
   guanaco_inspection* inspection = NULL;
@@ -579,7 +456,6 @@ int main(int argc, char** argv) {
   test_memory();
   model = load(path);
   OK(guanaco_model_tokenizer(model, &tokenizer, error));
-  test_options();
   test_model();
   test_tokenizer();
   test_chat();

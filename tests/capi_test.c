@@ -1,9 +1,11 @@
-/* The C ABI used rightly: versions, models, texts and samplers; what one function says agrees with
- * what the others do. Sessions are capi_sessions_test.c's, what is refused is
+/* The C ABI used rightly: versions, options, models, texts and samplers; what one function says
+ * agrees with what the others do. Sessions are capi_sessions_test.c's, what is refused is
  * capi_refusals_test.c's.
  *
  *     capi_test MODEL */
 #include "capi_check.h"
+
+#include <math.h>
 
 /* What is compiled into programs: never changes. */
 #define PIN(name, condition) typedef char pinned_##name[(condition) ? 1 : -1]
@@ -71,6 +73,71 @@ static void test_versions(void) {
     CHECK(strcmp(guanaco_status_name(status), names[status - GUANACO_BUFFER_TOO_SMALL]) == 0);
   CHECK(strcmp(guanaco_status_name(GUANACO_CANCELLED + 1), "unknown") == 0);
   CHECK(strcmp(guanaco_status_name(GUANACO_BUFFER_TOO_SMALL - 1), "unknown") == 0);
+}
+
+/* ---- Options: each takes its range and refuses what is beyond. */
+
+static void test_options(void) {
+  static const struct {
+    int option;
+    int64_t least, most; /* beyond are refused; equal: any may be given */
+  } ints[] = {{GUANACO_OPTION_DEVICE, 0, 2},
+              {GUANACO_OPTION_CUDA_DEVICE, 0, INT32_MAX},
+              {GUANACO_OPTION_THREADS, 0, 1024},
+              {GUANACO_OPTION_ROWS, 1, 4096},
+              {GUANACO_OPTION_ZERO_POINTS, 0, 2},
+              {GUANACO_OPTION_CONTEXT, 1, INT32_MAX},
+              {GUANACO_OPTION_SEED, INT64_MIN, INT64_MAX},
+              {GUANACO_OPTION_TOP_K, 0, INT32_MAX},
+              {GUANACO_OPTION_PENALTY_WINDOW, 0, INT32_MAX},
+              {GUANACO_OPTION_MAX_TOKENS, 1, INT32_MAX},
+              {GUANACO_OPTION_DROP_LEADING_SPACE, 0, 1},
+              {GUANACO_OPTION_STOP_AT_END_OF_TEXT, 0, 1},
+              {GUANACO_OPTION_TRIM_BEFORE_STOP, 0, 1}};
+  static const struct {
+    int option;
+    double good, bad;
+    const char* name;
+  } floats[] = {{GUANACO_OPTION_TEMPERATURE, 0, -0.1, "temperature"},
+                {GUANACO_OPTION_TOP_P, 1, 0, "top_p"},
+                {GUANACO_OPTION_MIN_P, 0, 1.1, "min_p"},
+                {GUANACO_OPTION_REPETITION_PENALTY, 1.5, 0, "repetition_penalty"},
+                {GUANACO_OPTION_FREQUENCY_PENALTY, -1, HUGE_VAL, "frequency_penalty"},
+                {GUANACO_OPTION_PRESENCE_PENALTY, -1, -HUGE_VAL, "presence_penalty"}};
+  guanaco_options* const options = guanaco_options_new();
+  REQUIRE(options != NULL);
+  for (size_t i = 0; i < sizeof ints / sizeof *ints; ++i) {
+    char number[16];
+    snprintf(number, sizeof number, "%d", ints[i].option);
+    OK(guanaco_options_set_int(options, ints[i].option, ints[i].least, error));
+    OK(guanaco_options_set_int(options, ints[i].option, ints[i].most, error));
+    REFUSES(number, guanaco_options_set_float(options, ints[i].option, 1, error));
+    if (ints[i].least == INT64_MIN) continue;
+    REFUSES(number, guanaco_options_set_int(options, ints[i].option, ints[i].least - 1, error));
+    REFUSES(number, guanaco_options_set_int(options, ints[i].option, ints[i].most + 1, error));
+    REFUSES(number, guanaco_options_set_int(options, ints[i].option, INT64_MIN, error));
+    REFUSES(number, guanaco_options_set_int(options, ints[i].option, INT64_MAX, error));
+  }
+  for (size_t i = 0; i < sizeof floats / sizeof *floats; ++i) {
+    const char* const name = floats[i].name;
+    OK(guanaco_options_set_float(options, floats[i].option, floats[i].good, error));
+    REFUSES(name, guanaco_options_set_float(options, floats[i].option, floats[i].bad, error));
+    REFUSES(name, guanaco_options_set_float(options, floats[i].option, (double)NAN, error));
+    REFUSES(name, guanaco_options_set_int(options, floats[i].option, 1, error));
+  }
+  REFUSES("77", guanaco_options_set_int(options, 77, 1, error));
+  REFUSES("-1", guanaco_options_set_float(options, -1, 1, error));
+  REFUSES("stop", guanaco_options_add_stop(options, "", 0, error));
+  REFUSES("UTF-8", guanaco_options_add_stop(options, "\xc3", 1, error));
+  REFUSES("text", guanaco_options_add_stop(options, NULL, 1, error));
+  REFUSES("options", guanaco_options_set_int(NULL, GUANACO_OPTION_SEED, 1, error));
+  REFUSES("options", guanaco_options_set_float(NULL, GUANACO_OPTION_TOP_P, 1, error));
+  REFUSES("options", guanaco_options_add_stop(NULL, "a", 1, error));
+  REFUSES("options", guanaco_options_on_progress(NULL, NULL, NULL, error));
+  REFUSES("options", guanaco_options_on_log(NULL, NULL, NULL, error));
+  OK(guanaco_options_on_progress(options, NULL, NULL, error));
+  OK(guanaco_options_on_log(options, NULL, NULL, error));
+  guanaco_options_free(options);
 }
 
 /* ---- Model. */
@@ -341,6 +408,7 @@ int main(int argc, char** argv) {
   REQUIRE(argc == 2);
   path = argv[1];
   test_versions();
+  test_options();
   test_loading();
   test_tokenizer();
   test_chat();
