@@ -181,7 +181,7 @@ guanaco_status guanaco_estimate(const char* path, size_t length, const guanaco_o
                                 uint64_t* bytes, size_t count, guanaco_error* error) {
   if (bytes != nullptr) std::fill_n(bytes, count, 0);
   return guard(error, [&] {
-    need(bytes, "bytes");
+    span_of(bytes, count, "bytes");
     const guanaco_options& chosen = options_or_defaults(options);
     const guanaco::MemoryEstimate memory =
         Model::estimate(path_of(path, length), model_options(chosen), chosen.session.context);

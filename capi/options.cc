@@ -23,7 +23,7 @@ constexpr IntOption kIntOptions[] = {
     {GUANACO_OPTION_ROWS, "rows", 1, 4096, [](auto& o, auto v) { o.model.rows = int(v); }},
     {GUANACO_OPTION_ZERO_POINTS, "zero_points", 0, 2,
      [](auto& o, auto v) { o.model.zero_points = ZeroPoints(v); }},
-    {GUANACO_OPTION_CONTEXT, "context", 1, kMost,
+    {GUANACO_OPTION_CONTEXT, "context", 1, 1 << 24,
      [](auto& o, auto v) { o.session.context = int(v); }},
     {GUANACO_OPTION_SEED, "seed", std::numeric_limits<std::int64_t>::min(),
      std::numeric_limits<std::int64_t>::max(),

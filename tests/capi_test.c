@@ -86,7 +86,7 @@ static void test_options(void) {
               {GUANACO_OPTION_THREADS, 0, 1024},
               {GUANACO_OPTION_ROWS, 1, 4096},
               {GUANACO_OPTION_ZERO_POINTS, 0, 2},
-              {GUANACO_OPTION_CONTEXT, 1, INT32_MAX},
+              {GUANACO_OPTION_CONTEXT, 1, 1 << 24},
               {GUANACO_OPTION_SEED, INT64_MIN, INT64_MAX},
               {GUANACO_OPTION_TOP_K, 0, INT32_MAX},
               {GUANACO_OPTION_PENALTY_WINDOW, 0, INT32_MAX},

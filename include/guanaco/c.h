@@ -16,7 +16,8 @@
  *    time between making and freeing the generation.
  *  - Callbacks run on the thread that called, inside the call; they must not unwind (throw, longjmp) nor use objects
  *    that the call uses.
- *  - Nothing is printed, no signal handler is installed, the process is never ended. After fork() the child may use
+ *  - Nothing is printed, no signal handler is installed, the process is never ended; but a host without any memory left
+ *    may see the libraries beneath (JSON, protobuf) end it. After fork() the child may use
  *    models of the CPU that no other thread was using at that moment, and load others.
  *  - No struct here ever grows, no number is ever reused. New functions and numbers may come with any version. */
 #ifndef GUANACO_C_H
@@ -73,7 +74,7 @@ enum {
   GUANACO_OPTION_ROWS = 103,        /* [1, 4096], 512: most tokens in one pass over the weights */
   GUANACO_OPTION_ZERO_POINTS = 104, /* one of GUANACO_ZERO_POINTS_, AUTOMATIC */
   /* of a session, and of guanaco_estimate */
-  GUANACO_OPTION_CONTEXT = 200,     /* [1, ...), 2048: tokens a session has room for */
+  GUANACO_OPTION_CONTEXT = 200,     /* [1, 2^24], 2048: tokens a session has room for */
   /* of a sampler; (float) */
   GUANACO_OPTION_SEED = 300,               /* any 64 bits, 0 */
   GUANACO_OPTION_TEMPERATURE = 301,        /* (float) [0, inf), 0.7; 0: the likeliest token */
@@ -178,7 +179,8 @@ GUANACO_API guanaco_status guanaco_model_text(const guanaco_model* model, int32_
 GUANACO_API guanaco_status guanaco_model_tokenizer(const guanaco_model* model, guanaco_tokenizer** out,
                                                    guanaco_error* error);
 
-/* What loading would find, from the headers of the files alone. */
+/* What loading would find, from the headers of the files alone: where only the weights can tell, the larger numbers and
+ * act_order 1. */
 GUANACO_API guanaco_status guanaco_inspect(const char* path, size_t length, const guanaco_options* options,
                                            guanaco_inspection** out, guanaco_error* error);
 GUANACO_API void guanaco_inspection_free(guanaco_inspection* inspection);

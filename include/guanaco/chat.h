@@ -38,7 +38,7 @@ class ChatTemplate {
  public:
   /// Throws invalid_argument listing the names if there is no such template.
   static const ChatTemplate& named(std::string_view name);
-  static std::span<const ChatTemplate> all() noexcept;
+  static std::span<const ChatTemplate> all();
 
   /// The prompt of a conversation, up to where the assistant is to speak: it ends in "Assistant:".
   /// A system message may only come first; then user and assistant take turns, the user first and

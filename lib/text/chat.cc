@@ -54,7 +54,7 @@ const char* role_name(Role role) {
 
 }  // namespace
 
-std::span<const ChatTemplate> ChatTemplate::all() noexcept {
+std::span<const ChatTemplate> ChatTemplate::all() {
   static const ChatTemplates templates;
   return templates.all;
 }

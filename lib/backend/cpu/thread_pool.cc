@@ -7,8 +7,8 @@
 #include <chrono>
 #include <cstdint>
 #include <fstream>
-#include <memory>
 #include <system_error>
+#include <thread>
 
 #include "support/check.h"
 
@@ -43,16 +43,19 @@ int usable_cpus() {
 
 ThreadPool::ThreadPool(int threads) : owner_(getpid()), spins_(threads <= usable_cpus()) {
   workers_.reserve(std::size_t(threads - 1));
-  try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
-  } catch (const std::system_error& error) {
-    const std::size_t made = workers_.size() + 1;
-    stop();
-    fail(ErrorCode::out_of_memory, "threads: {} wanted, the system gave {}: {}", threads, made,
-         error.what());
-  } catch (...) {
-    stop();
-    throw;
+  for (int i = 1; i < threads; ++i) {
+    pthread_t worker;
+    const auto run_worker = [](void* self) -> void* {
+      static_cast<ThreadPool*>(self)->work();
+      return nullptr;
+    };
+    if (const int failure = pthread_create(&worker, nullptr, run_worker, this); failure != 0) {
+      const std::size_t made = workers_.size() + 1;
+      stop();
+      fail(ErrorCode::out_of_memory, "threads: {} wanted, the system gave {}: {}", threads, made,
+           std::generic_category().message(failure));
+    }
+    workers_.push_back(worker);
   }
 }
 
@@ -61,13 +64,9 @@ ThreadPool::~ThreadPool() { stop(); }
 bool ThreadPool::is_child() const noexcept { return getpid() != owner_; }
 
 void ThreadPool::stop() {
-  if (is_child()) {
-    // What these name is not here: neither to be joined nor to be detached.
-    for (std::thread& worker : workers_) std::construct_at(&worker);
-    return;
-  }
+  if (is_child()) return;  // its threads are not here
   post({});
-  for (std::thread& worker : workers_) worker.join();
+  for (const pthread_t worker : workers_) pthread_join(worker, nullptr);
 }
 
 void ThreadPool::post(Job job) {

@@ -1,11 +1,11 @@
 #pragma once
 
+#include <pthread.h>
 #include <sys/types.h>
 
 #include <atomic>
 #include <exception>
 #include <mutex>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -50,7 +50,7 @@ class ThreadPool {
   bool is_child() const noexcept;  ///< of the process that made the threads
 
   const pid_t owner_;
-  std::vector<std::thread> workers_;
+  std::vector<pthread_t> workers_;
   bool spins_;  ///< only where every thread has a CPU: else spinning keeps others from working
   Job job_;
   std::atomic<int> next_ = 0;          ///< where the next range of the job begins
