@@ -177,6 +177,8 @@ struct AttendStage {
     const PassArgs& args = shared.args;
     const int dim = args.shape.head_dim, d = threadIdx.x;
     if (d - lane >= dim) return;  // the rest of a warp that has a value helps
+    const int output = unit.head * dim + min(d, dim - 1);
+    const int place = stage.place != nullptr ? __ldg(stage.place + output) : output;
     // Lane w looks at what the warp of turn w has.
     const float* part = partial_of(partials, lane % kPassWarps, dim);
     float most = warp_max(part[dim], kPassWarps);
@@ -208,7 +210,7 @@ struct AttendStage {
       value = value * mine + other_value * theirs;
       most = top;
     }
-    publish(stage.output + std::size_t(unit.row) * stage.width + unit.head * dim + d, value / sum,
+    publish(stage.output + std::size_t(unit.row) * stage.width + place, value / sum,
             shared.parity(stage.output_buffer, stage.output_parity));
   }
 

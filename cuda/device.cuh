@@ -41,6 +41,17 @@ struct Barrier {
         "r"(count)
         : "memory");
   }
+  /// Whether the phase is over.
+  __device__ static bool over(std::uint32_t barrier, int parity) {
+    unsigned done;
+    asm volatile(
+        "{\n .reg .pred done;\n mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
+        " selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return done != 0;
+  }
   /// Returns once the phase is over.
   __device__ static void wait(std::uint32_t barrier, int parity) {
 #if __CUDA_ARCH__ >= 900
@@ -51,13 +62,8 @@ struct Barrier {
         "r"(parity)
         : "memory");
 #else
-    for (unsigned done = 0; done == 0;)
-      asm volatile(
-          "{\n .reg .pred done;\n mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
-          " selp.u32 %0, 1, 0, done;\n}"
-          : "=r"(done)
-          : "r"(barrier), "r"(parity)
-          : "memory");
+    while (!over(barrier, parity)) {
+    }
 #endif
   }
 };
@@ -172,6 +178,11 @@ __device__ inline unsigned load_acquire(std::uint32_t shared) {
 }
 __device__ inline void store_release(std::uint32_t shared, unsigned value) {
   asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(shared), "r"(value) : "memory");
+}
+
+/// Asks for what will be read soon: memory may take microseconds.
+__device__ inline void prefetch(const void* pointer) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
 }
 
 /// Element of an array of `type` 0: F16, 1: BF16, 2: F32.

@@ -8,8 +8,8 @@
 // depend on it. Every word of a buffer is written in every use. A writer cannot overtake a reader:
 // what it writes depends, through the stages in between, on what all readers did with the old
 // words. Nor can a reader be so early that it takes the use before the last for the last: every
-// thread block waits for all of the input of every stage with a norm, also where it has no share of
-// the work.
+// thread block waits for some of the input of every linear, also where it has no share of the work,
+// and that depends on all of the uses before.
 //
 // Packets are for numbers that are not written in every pass: a float beside the number of the
 // stage in all passes.
@@ -86,15 +86,15 @@ __device__ __forceinline__ bool keep_waiting(const float* x, int late, unsigned 
 __device__ __forceinline__ uint4 look(const float* from, bool wanted, unsigned parity) {
   return wanted ? load_words(from) : uint4{parity, parity, parity, parity};
 }
-/// The words, once all are there, given what the first look found.
+/// The words, the first `count` of them once all those are there, given what the first look found.
 __device__ __forceinline__ float4 await(uint4 words, const float* from, unsigned parity,
-                                        Patience& patience, int lane) {
+                                        Patience& patience, int lane, int count = 4) {
   for (int round = 0;; ++round) {
     int late = -1;
     const unsigned found[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
     for (int i = 3; i >= 0; --i)
-      if (((found[i] ^ parity) & 1u) != 0) late = i;
+      if (i < count && ((found[i] ^ parity) & 1u) != 0) late = i;
     if (!keep_waiting(from, late, parity, round, patience, lane)) return values_of(words);
     if (late >= 0) words = load_words(from);
   }

@@ -14,8 +14,10 @@ bool same_shape(const StreamedWeight& a, const StreamedWeight& b) {
          a.float_scales == b.float_scales;
 }
 
-/// Of a pass: embed, the layers, logits.
+/// Of a pass: embed, or another begin of the residual stream, the layers, logits.
 int most_stages(const LlamaConfig& config) { return 5 * config.layers + 2; }
+
+Words other(Words residual) { return residual == kResidual ? kOtherResidual : kResidual; }
 
 int words_width(const LlamaConfig& config, int words) {
   switch (words) {
@@ -28,6 +30,13 @@ int words_width(const LlamaConfig& config, int words) {
     default:
       return config.hidden;
   }
+}
+
+/// Floats of a buffer of words, for each token.
+std::size_t words_stride(const LlamaConfig& config, int words) {
+  const auto width = std::size_t(words_width(config, words));
+  const bool residual = words == kResidual || words == kOtherResidual;
+  return residual ? 2 * width + std::size_t(squares_stride(config.hidden)) : width;
 }
 
 template <typename T>
@@ -43,7 +52,8 @@ void upload(DeviceBuffer& buffer, const std::vector<T>& values, const char* purp
 }
 
 /// The linears of a model as plans of the widest kind: what memory for packets they may need.
-std::vector<LinearPlan> widest_plans(const LlamaConfig& config, const DeviceLimits& limits) {
+std::vector<LinearPlan> widest_plans(const LlamaConfig& config, int tokens,
+                                     const DeviceLimits& limits) {
   const auto plan = [&](int inputs, int outputs) {
     StreamedWeight weight;
     weight.kind = WeightKind::half;
@@ -51,7 +61,7 @@ std::vector<LinearPlan> widest_plans(const LlamaConfig& config, const DeviceLimi
     weight.strip_blocks = (inputs + kBlockInputs - 1) / kBlockInputs;
     weight.strips = (outputs + kStripOutputs - 1) / kStripOutputs;
     weight.block_bytes = element_bytes(weight.kind);
-    return plan_linear(weight, limits);
+    return plan_linear(weight, tokens, limits);
   };
   return {plan(config.hidden, words_width(config, kQueryKeyValue)),
           plan(words_width(config, kAttended), config.hidden), plan(config.hidden, 2 * config.ffn),
@@ -67,7 +77,7 @@ FewRowPasses::FewRowPasses(const LlamaConfig& config, const AttentionShape& shap
   for (Variant& variant : variants_)
     for (int i = 0; i < kWords; ++i) {
       const std::size_t bytes =
-          std::size_t(variant.tokens) * std::size_t(words_width(config_, i)) * sizeof(float);
+          std::size_t(variant.tokens) * words_stride(config_, i) * sizeof(float);
       variant.words[i] = DeviceBuffer(bytes, "activations");
       check(cudaMemset(variant.words[i].as<void>(), 0, bytes), "cudaMemset");
     }
@@ -78,10 +88,10 @@ FewRowPasses::FewRowPasses(const LlamaConfig& config, const AttentionShape& shap
 std::size_t FewRowPasses::bytes(const LlamaConfig& config, const AttentionShape& shape,
                                 const DeviceLimits& limits) {
   std::size_t bytes = 0;
-  const std::vector<LinearPlan> plans = widest_plans(config, limits);
   for (const int tokens : {1, kStreamRows}) {
+    const std::vector<LinearPlan> plans = widest_plans(config, tokens, limits);
     for (int i = 0; i < kWords; ++i)
-      bytes += std::size_t(tokens) * std::size_t(words_width(config, i)) * sizeof(float);
+      bytes += std::size_t(tokens) * words_stride(config, i) * sizeof(float);
     const PacketBytes packets = packet_bytes(plans, shape, tokens, limits);
     bytes += packets.strips + packets.groups + packets.splits;
     bytes +=
@@ -91,15 +101,16 @@ std::size_t FewRowPasses::bytes(const LlamaConfig& config, const AttentionShape&
 }
 
 void FewRowPasses::expect(const StreamedWeight& weight) {
-  for (const LinearPlan& plan : plans_)
+  for (const LinearPlan& plan : variants_[0].linears)
     if (same_shape(plan.shape, weight)) return;
-  plans_.push_back(plan_linear(weight, limits_));
+  for (Variant& variant : variants_)
+    variant.linears.push_back(plan_linear(weight, variant.tokens, limits_));
 }
 
 void FewRowPasses::prepare() {
   stages_.reserve(std::size_t(most_stages(config_)));
   for (Variant& variant : variants_) {
-    const PacketBytes bytes = packet_bytes(plans_, shape_, variant.tokens, limits_);
+    const PacketBytes bytes = packet_bytes(variant.linears, shape_, variant.tokens, limits_);
     const auto allocate = [](DeviceBuffer& buffer, std::size_t size) {
       buffer = DeviceBuffer(size, "partial sums");
       check(cudaMemset(buffer.as<void>(), 0, size), "cudaMemset");
@@ -107,14 +118,14 @@ void FewRowPasses::prepare() {
     allocate(variant.strip_packets, bytes.strips);
     allocate(variant.group_packets, std::max<std::size_t>(bytes.groups, 32));
     allocate(variant.split_packets, bytes.splits);
-    variant.layout = plan_pass(plans_, variant.tokens, shape_, config_.hidden, limits_);
+    variant.layout = plan_pass(variant.linears, variant.tokens, shape_, limits_);
     if (variant.layout.slots == 0) {
       require(variant.tokens > 1, ErrorCode::unsupported,
               "the GPU has {} bytes of shared memory for a thread block, {} and a ring are needed",
               limits_.shared_bytes_block, variant.layout.bytes);
       most_rows_ = 1;
     }
-    upload(variant.plans, plans_, "plans", nullptr);
+    upload(variant.plans, variant.linears, "plans", nullptr);
     variant.stages = DeviceBuffer(std::size_t(most_stages(config_)) * sizeof(PassStage), "a pass");
     variant.uploaded.reserve(std::size_t(most_stages(config_)));
   }
@@ -123,20 +134,24 @@ void FewRowPasses::prepare() {
 
 void FewRowPasses::begin(const FewRows& rows) {
   rows_ = rows;
+  forget();
+}
+
+void FewRowPasses::forget() {
   stages_.clear();
   written_ = 0;
   odd_linear_ = false;
+  std::fill(std::begin(writers_), std::end(writers_), -1);
 }
 
-PassStage FewRowPasses::linear(StageKind kind, const StreamedWeight& weight, const float* norm) {
+PassStage FewRowPasses::linear(StageKind kind, const StreamedWeight& weight) {
   PassStage stage;
   stage.kind = kind;
   stage.odd_linear = odd_linear_ = !odd_linear_;
-  for (stage.plan = 0; !same_shape(plans_[std::size_t(stage.plan)].shape, weight);) ++stage.plan;
+  for (stage.plan = 0; !same_shape(variant().linears[std::size_t(stage.plan)].shape, weight);)
+    ++stage.plan;
   stage.blocks = weight.blocks;
-  stage.order = weight.order;
   stage.bias = weight.bias;
-  stage.norm = norm;
   return stage;
 }
 
@@ -146,8 +161,50 @@ void FewRowPasses::take(PassStage& stage, Words from) const {
   stage.input_parity = (written_ >> from & 1u) != 0;
 }
 
+void FewRowPasses::take_in_order(PassStage& stage, Words from, const StreamedWeight& weight) {
+  const int*& place = variant().places[from];
+  if (weight.place != nullptr && place == nullptr && writers_[from] >= 0) {
+    place = weight.place;
+    stages_[std::size_t(writers_[from])].place = place;
+  }
+  require(place == nullptr || place == weight.place, ErrorCode::internal,
+          "linears of different orders read one stage's output");
+  if (place == nullptr) stage.order = weight.order;
+  take(stage, from);
+}
+
+void FewRowPasses::take_normed(PassStage& stage, const StreamedWeight& weight, const float* norm) {
+  Words& residual = variant().residual;
+  const auto serves = [&](const PassStage& writer) {
+    return writer.norm == nullptr || (writer.norm == norm && writer.place == weight.place);
+  };
+  if (writers_[residual] < 0 || !serves(stages_[std::size_t(writers_[residual])])) {
+    PassStage again;
+    again.kind = StageKind::norm;
+    take(again, residual);
+    give_residual(again, other(residual));
+  }
+  PassStage& writer = stages_[std::size_t(writers_[residual])];
+  writer.norm = norm;
+  writer.place = weight.place;
+  take(stage, residual);
+  if (weight.place == nullptr) stage.order = weight.order;
+  stage.input = writer.normed;
+  stage.squares = writer.normed_squares;
+}
+
+void FewRowPasses::give_residual(PassStage& stage, Words to) {
+  variant().residual = to;
+  const std::size_t values = std::size_t(variant().tokens) * std::size_t(config_.hidden);
+  stage.normed = variant().words[to].as<float>() + values;
+  stage.normed_squares = stage.normed + values;
+  give(stage, to);
+}
+
 void FewRowPasses::give(PassStage& stage, Words to) {
   written_ ^= 1u << to;
+  writers_[to] = int(stages_.size());
+  variant().places[to] = nullptr;
   stage.output = variant().words[to].as<float>();
   stage.width = words_width(config_, to);
   stage.output_buffer = to;
@@ -159,14 +216,13 @@ void FewRowPasses::embed(const void* table, int type) {
   table_ = table;
   table_type_ = type;
   PassStage stage;
-  variant().residual = kResidual;
-  give(stage, kResidual);
+  give_residual(stage, kResidual);
 }
 
 void FewRowPasses::attention_input(const StreamedWeight& weight, const float* norm, int layer) {
-  PassStage stage = linear(StageKind::attention_input, weight, norm);
+  PassStage stage = linear(StageKind::attention_input, weight);
   stage.layer = std::int16_t(layer);
-  take(stage, variant().residual);
+  take_normed(stage, weight, norm);
   give(stage, kQueryKeyValue);
 }
 
@@ -179,15 +235,14 @@ void FewRowPasses::attend(int layer) {
 }
 
 void FewRowPasses::add_to_residual(const StreamedWeight& weight, Words from) {
-  PassStage stage = linear(StageKind::residual, weight, nullptr);
-  Words& residual = variant().residual;
+  PassStage stage = linear(StageKind::residual, weight);
+  const Words residual = variant().residual;
   take(stage, residual);
   stage.addend = stage.input;
   stage.addend_buffer = stage.input_buffer;
   stage.addend_parity = stage.input_parity;
-  take(stage, from);
-  residual = residual == kResidual ? kOtherResidual : kResidual;
-  give(stage, residual);
+  take_in_order(stage, from, weight);
+  give_residual(stage, other(residual));
 }
 
 void FewRowPasses::attention_output(const StreamedWeight& weight) {
@@ -195,8 +250,8 @@ void FewRowPasses::attention_output(const StreamedWeight& weight) {
 }
 
 void FewRowPasses::mlp_input(const StreamedWeight& weight, const float* norm) {
-  PassStage stage = linear(StageKind::mlp_input, weight, norm);
-  take(stage, variant().residual);
+  PassStage stage = linear(StageKind::mlp_input, weight);
+  take_normed(stage, weight, norm);
   give(stage, kMlp);
 }
 
@@ -207,13 +262,18 @@ void FewRowPasses::logits(const StreamedWeight& weight, const float* norm,
   if (residual != nullptr) {
     begin({});
     rows_.count = int(which.size());
+    std::copy(which.begin(), which.end(), rows_.tokens);
+    PassStage stage;
+    stage.kind = StageKind::norm;
+    stage.plain_input = true;
+    stage.input = residual;
+    give_residual(stage, kResidual);
   }
   rows_.logits_count = int(which.size());
-  std::copy(which.begin(), which.end(), rows_.logits_rows);
-  PassStage stage = linear(StageKind::logits, weight, norm);
-  take(stage, variant().residual);
-  stage.plain_input = residual != nullptr;
-  if (residual != nullptr) stage.input = residual;
+  for (std::size_t i = 0; i < which.size(); ++i)
+    rows_.logits_rows[i] = residual == nullptr ? which[i] : int(i);
+  PassStage stage = linear(StageKind::logits, weight);
+  take_normed(stage, weight, norm);
   stage.output = out;
   stage.width = config_.vocab;
   stages_.push_back(stage);
@@ -233,7 +293,7 @@ void FewRowPasses::run(const int* chosen_tokens, cudaStream_t stream) {
   args.stages = own.stages.as<PassStage>();
   args.plans = own.plans.as<LinearPlan>();
   args.stage_count = int(stages_.size());
-  args.plan_count = int(plans_.size());
+  args.plan_count = int(own.linears.size());
   args.parities = own.parities;
   args.tag = tag_;
   args.rows = rows_;
@@ -254,9 +314,7 @@ void FewRowPasses::run(const int* chosen_tokens, cudaStream_t stream) {
   run_pass(args, own.tokens, limits_, stream);
   tag_ += unsigned(stages_.size());
   own.parities ^= written_;
-  stages_.clear();
-  written_ = 0;
-  odd_linear_ = false;
+  forget();
 }
 
 void FewRowPasses::check_waits() const {
@@ -288,11 +346,23 @@ std::vector<float> FewRowPasses::read(Activation activation, int rows) const {
                      std::size_t(rows), cudaMemcpyDeviceToHost),
         "cudaMemcpy2D");
   for (float& value : out) value = std::bit_cast<float>(std::bit_cast<unsigned>(value) & ~1u);
-  return out;
+  const int* const device_places = variant().places[words];
+  if (device_places == nullptr) return out;
+  std::vector<int> places(static_cast<std::size_t>(columns));
+  check(
+      cudaMemcpy(places.data(), device_places, places.size() * sizeof(int), cudaMemcpyDeviceToHost),
+      "cudaMemcpy");
+  std::vector<float> natural(out.size());
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const std::size_t column = i % places.size();
+    natural[i] = out[i - column + std::size_t(places[column])];
+  }
+  return natural;
 }
 
 void FewRowPasses::write(Activation activation, std::span<const float> values) {
   const auto [words, columns] = place(activation);
+  variant().places[words] = nullptr;
   std::vector<float> marked(values.begin(), values.end());
   const unsigned parity = variant().parities >> words & 1u;
   for (float& value : marked)

@@ -8,7 +8,8 @@
 
 namespace guanaco::cuda {
 
-/// Buffers of exchanged words, [tokens][width].
+/// Buffers of exchanged words, [tokens][width]. Those of the residual stream are followed by as
+/// much for its normed values, and by its squares (pass.h).
 enum Words : std::uint8_t { kResidual, kOtherResidual, kQueryKeyValue, kAttended, kMlp, kWords };
 
 /// The stages for passes of up to most_rows() rows: written down as they are asked for, and run
@@ -58,18 +59,24 @@ class FewRowPasses {
   /// What passes of one row, and passes of more, have for themselves.
   struct Variant {
     int tokens = 1;
+    std::vector<LinearPlan> linears;  ///< one of each shape
     DeviceBuffer words[kWords], strip_packets, group_packets, split_packets, stages, plans;
     std::vector<PassStage> uploaded;
     PassLayout layout;
     unsigned parities = 0;
     Words residual = kResidual;
+    const int* places[kWords] = {};  ///< of what was last written, as PassStage::place
   };
 
   Variant& variant() { return variants_[rows_.count == 1 ? 0 : 1]; }
   const Variant& variant() const { return variants_[rows_.count == 1 ? 0 : 1]; }
-  PassStage linear(StageKind kind, const StreamedWeight& weight, const float* norm);
+  PassStage linear(StageKind kind, const StreamedWeight& weight);
   void take(PassStage& stage, Words from) const;
+  void take_normed(PassStage& stage, const StreamedWeight& weight, const float* norm);
+  void take_in_order(PassStage& stage, Words from, const StreamedWeight& weight);
   void give(PassStage& stage, Words to);
+  void give_residual(PassStage& stage, Words to);
+  void forget();  ///< what was written down
   void add_to_residual(const StreamedWeight& weight, Words from);
   std::pair<Words, int> place(Activation activation) const;
 
@@ -77,7 +84,6 @@ class FewRowPasses {
   const AttentionShape shape_;
   const RotaryTable rotary_;
   const DeviceLimits limits_;
-  std::vector<LinearPlan> plans_;
   Variant variants_[2];
   int most_rows_ = kStreamRows;
   PinnedBuffer failed_;
@@ -87,6 +93,7 @@ class FewRowPasses {
   FewRows rows_;
   std::vector<PassStage> stages_;
   unsigned written_ = 0;  ///< bit of each buffer: it was written an odd number of times
+  int writers_[kWords];   ///< stage of this pass that wrote a buffer last, or -1
   bool odd_linear_ = false;
   const void* table_ = nullptr;
   int table_type_ = 0;

@@ -37,6 +37,8 @@ struct StreamedWeight {
   const std::uint8_t* blocks = nullptr;  ///< [strips][strip_blocks][block_bytes]
   const int* order = nullptr;   ///< [strip_blocks * 128] input of each packed position, -1: none;
                                 ///< null: the identity
+  const int* place = nullptr;   ///< [inputs] packed position of each input; null if `order` is, or
+                                ///< leaves gaps
   const float* bias = nullptr;  ///< [strips * 16] in strip order, or null
   int inputs = 0;               ///< of the linear, before padding
   int strips = 0;

@@ -9,11 +9,12 @@
 
 namespace guanaco::cuda {
 
+/// place: of this output.
 __device__ inline void store_swiglu(const PassStage& stage, int strip, int g, int token, float2 y,
-                                    unsigned parity) {
+                                    int place, unsigned parity) {
   const int output = strip * 8 + g;
   if (output < stage.width)
-    publish(stage.output + std::size_t(token) * stage.width + output,
+    publish(stage.output + std::size_t(token) * stage.width + place,
             y.x / (1.0f + __expf(-y.x)) * y.y, parity);
 }
 

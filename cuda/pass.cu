@@ -14,21 +14,43 @@ namespace {
 
 constexpr int kAllThreads = kPassThreads + (kFinishWarps + kFeedWarps) * kWarp;
 
-/// Stage 1. A few words a thread.
+/// Stage 1, and the stage that only prepares the residual stream for a norm. A strip for each half
+/// of a warp.
 template <int kTokens>
-__device__ void embed_rows(const PassShared<kTokens>& shared, const PassStage& stage) {
+__device__ void begin_residual(const PassShared<kTokens>& shared, const PassStage& stage,
+                               Patience& patience, int warp, int lane) {
   const PassArgs& args = shared.args;
   const unsigned parity = shared.parity(stage.output_buffer, stage.output_parity);
-  for (int i = blockIdx.x * kPassThreads + threadIdx.x; i < kTokens * args.hidden;
-       i += gridDim.x * kPassThreads) {
-    const int row = i / args.hidden;
+  const unsigned input_parity = shared.parity(stage.input_buffer, stage.input_parity);
+  const int strips = squares_of(args.hidden), total = kTokens * strips;
+  constexpr int kHalf = kWarp / 2;
+  static_assert(kHalf == kStripOutputs);
+  for (int first = 2 * (blockIdx.x * kPassWarps + warp); first < total;
+       first += 2 * gridDim.x * kPassWarps) {
+    const int item = first + lane / kHalf, row = item / strips;
+    const int i = item % strips * kStripOutputs + lane % kHalf;
+    const bool there = item < total && i < args.hidden;
+    const std::size_t at = std::size_t(row) * args.hidden + i;
     float value = 0;
-    if (row < args.rows.count) {
-      const int token = args.rows.chosen ? args.chosen_tokens[row] : args.rows.tokens[row];
-      value = load_float(args.table, args.table_type,
-                         std::size_t(token) * args.hidden + i % args.hidden);
+    if (there && row < args.rows.count) {
+      if (stage.kind == StageKind::embed) {
+        const int token = args.rows.chosen ? args.chosen_tokens[row] : args.rows.tokens[row];
+        value = load_float(args.table, args.table_type, std::size_t(token) * args.hidden + i);
+      } else if (stage.plain_input) {
+        value = stage.input[std::size_t(args.rows.tokens[row]) * args.hidden + i];
+      } else {
+        value = await(stage.input + at, load_word(stage.input + at), input_parity, patience);
+      }
     }
-    publish(stage.output + i, value, parity);
+    const float square = warp_sum(value * value, kHalf);
+    if (!there) continue;
+    const int place = stage.place != nullptr ? __ldg(stage.place + i) : i;
+    const float norm = stage.norm != nullptr ? __ldg(stage.norm + i) : 1.0f;
+    publish(stage.normed + at - i + place, value * norm, parity);
+    if (lane % kHalf == 0)
+      publish(stage.normed_squares + row * squares_stride(args.hidden) + item % strips, square,
+              parity);
+    publish(stage.output + at, value, parity);
   }
 }
 
@@ -47,8 +69,7 @@ __device__ void prepare(const PassShared<kTokens>& shared) {
   }
   for (int i = threadIdx.x; i < args.plan_count; i += kAllThreads)
     share_out(shared.plans()[i], args.plans[i]);
-  for (int i = threadIdx.x; i < 2 * kTokens * args.layout.squares_stride; i += kAllThreads)
-    shared.squares(0)[i] = 0;
+  if (threadIdx.x < kCounters) shared.begun()[threadIdx.x] = 0;
   if (threadIdx.x < args.rows.count) {
     const FewRows& rows = args.rows;
     const int r = threadIdx.x, position = rows.positions[r], octets = position / kOctet + 1;
@@ -60,6 +81,88 @@ __device__ void prepare(const PassShared<kTokens>& shared) {
   for (int i = threadIdx.x; i < args.rows.count * half; i += kAllThreads)
     shared.angles()[i] =
         rotary_angle(args.rotary, i % half, args.shape.head_dim, args.rows.positions[i / half]);
+}
+
+/// The list of stages as a warp walks through it: the description of the next arrives while one
+/// runs.
+template <int kTokens>
+class StageWalk {
+ public:
+  __device__ StageWalk(const PassShared<kTokens>& shared, int warp, int lane)
+      : shared_(shared), warp_(warp), lane_(lane) {
+    fetch(0);
+    next();
+  }
+  __device__ bool more() const { return index_ < shared_.args.stage_count; }
+  __device__ int index() const { return index_; }
+  __device__ const PassStage& stage() const { return *shared_.stage(warp_, index_ % 2); }
+  __device__ void next() {
+    ++index_;
+    if (holds_part()) reinterpret_cast<uint4*>(shared_.stage(warp_, index_ % 2))[lane_] = part_;
+    __syncwarp();
+    fetch(index_ + 1);
+  }
+
+ private:
+  __device__ bool holds_part() const { return lane_ < int(sizeof(PassStage) / sizeof(uint4)); }
+  __device__ void fetch(int index) {
+    if (holds_part() && index < shared_.args.stage_count)
+      part_ = __ldg(reinterpret_cast<const uint4*>(shared_.args.stages + index) + lane_);
+  }
+
+  const PassShared<kTokens>& shared_;
+  const int warp_, lane_;
+  int index_ = -1;
+  uint4 part_{};
+};
+
+/// What warps that compute do.
+template <int kTokens, int kDim>
+__device__ __forceinline__ void compute_stages(const PassShared<kTokens>& shared, int warp,
+                                               int lane) {
+  const PassArgs& args = shared.args;
+  Ring ring(shared.memory, args.layout, warp, lane);
+  Patience patience;
+  unsigned strips = 0;  // of the linears before
+#pragma unroll 1
+  for (StageWalk walk(shared, warp, lane); walk.more(); walk.next()) {
+    const PassStage& stage = walk.stage();
+    const unsigned index = unsigned(walk.index());
+    if (stage.plan >= 0) {
+      run_linear(shared, stage, index, strips, ring, patience, warp, lane);
+      strips += unsigned(shared.plans()[stage.plan].strip_count);
+    } else if (stage.kind != StageKind::attend) {
+      begin_residual(shared, stage, patience, warp, lane);
+    } else {
+      if (threadIdx.x == 0) store_release(shared_address(shared.begun()), index);
+      const AttendStage<kTokens, kDim> attend{
+          shared, stage,   reinterpret_cast<float*>(shared.records()), args.tag + index, warp,
+          lane,   patience};
+      attend.run(ring);
+    }
+    if (patience.lost) *args.failed = index + 1;
+  }
+}
+
+/// What warps that finish strips do.
+template <int kTokens>
+__device__ __forceinline__ void finish_stages(const PassShared<kTokens>& shared, int warp,
+                                              int lane) {
+  const PassArgs& args = shared.args;
+  Patience patience;
+  Gathered gathered;
+  unsigned strips = 0;  // of the linears before
+#pragma unroll 1
+  for (StageWalk walk(shared, warp, lane); walk.more(); walk.next()) {
+    const PassStage& stage = walk.stage();
+    if (stage.plan < 0) continue;
+    const unsigned index = unsigned(walk.index());
+    const BlockPlan& plan = shared.plans()[stage.plan];
+    LinearStage<kTokens> linear{shared, stage, plan, args.tag + index, lane, patience, {}};
+    finish_linear(linear, strips, warp - kPassWarps, gathered);
+    strips += unsigned(plan.strip_count);
+    if (patience.lost) *args.failed = index + 1;
+  }
 }
 
 template <int kTokens, int kDim>
@@ -76,53 +179,14 @@ __global__ void __launch_bounds__(kAllThreads, 1)
                     shared.rows(),
                     shared_address(memory),
                     shared_address(shared.full()),
-                    shared_address(shared.free())};
+                    shared_address(shared.free()),
+                    shared_address(shared.begun())};
     return Feeder<kTokens>(feed, warp - kPassWarps - kFinishWarps, lane).run();
   }
-  const PassStage* const stages = args.stages;
-  const auto fetch_stage = [&](int index) {  // a lane's part of the description of a stage
-    return lane < int(sizeof(PassStage) / sizeof(uint4)) && index < args.stage_count
-               ? __ldg(reinterpret_cast<const uint4*>(stages + index) + lane)
-               : uint4{};
-  };
-  const auto keep_stage = [&](int index, const uint4& part) {
-    if (lane < int(sizeof(PassStage) / sizeof(uint4)))
-      reinterpret_cast<uint4*>(shared.stage(warp, index % 2))[lane] = part;
-    __syncwarp();
-  };
-  keep_stage(0, fetch_stage(0));
-  Ring ring(memory, shared.full(), shared.free(), args.layout.slots, args.layout.slot_bytes, warp,
-            lane);
-  Patience patience;
-  int which = 0;
-  unsigned strips = 0;  // of the linears before
-#pragma unroll 1
-  for (int index = 0; index < args.stage_count; ++index) {
-    const PassStage& stage = *shared.stage(warp, index % 2);
-    const uint4 next = fetch_stage(index + 1);  // arrives while this stage runs
-    const unsigned tag = args.tag + unsigned(index);
-    if (stage.plan >= 0) {
-      const BlockPlan& plan = shared.plans()[stage.plan];
-      if (warp < kPassWarps) {
-        run_linear(shared, stage, which, strips, ring, patience, warp, lane);
-      } else {
-        LinearStage<kTokens> linear{shared, stage, plan,     shared.squares(which),
-                                    tag,    lane,  patience, {}};
-        finish_linear(linear, strips, warp - kPassWarps);
-      }
-      which ^= 1;
-      strips += unsigned(plan.strip_count);
-    } else if (warp >= kPassWarps) {
-      // Nothing to finish.
-    } else if (stage.kind == StageKind::embed) {
-      embed_rows(shared, stage);
-    } else {
-      const AttendStage<kTokens, kDim> attend{
-          shared, stage, reinterpret_cast<float*>(shared.records()), tag, warp, lane, patience};
-      attend.run(ring);
-    }
-    keep_stage(index + 1, next);
-    if (patience.lost) *args.failed = unsigned(index) + 1;
+  if (warp >= kPassWarps) {
+    finish_stages(shared, warp, lane);
+  } else {
+    compute_stages<kTokens, kDim>(shared, warp, lane);
   }
 }
 

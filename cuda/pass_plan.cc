@@ -12,12 +12,21 @@ constexpr int kMostSlots = 4 * kPassWarps;  // of the ring
 constexpr double kRecordsShare = 0.645, kLongRecordsShare = 0.58;
 constexpr int kOtherShared = 72 * 1024;
 constexpr int kSystemShared = 1024;  // of each thread block
-// A unit takes this share of shared memory at most (if a piece is no longer): so 32 of them fit in,
-// or 16 and the staged input of eight tokens.
-constexpr int kUnitShare = 36;
-constexpr int kUnderWay = 32 * 1024;  // bytes that are copied at once, of a thread block
+// For one token all of a strip is one group if its staged input and the sums of its units take no
+// more than this share of the same.
+constexpr double kOneTokenShare = 0.42;
+// A unit takes this share of shared memory at most (if a piece is no longer), or what slots have to
+// hold for attention.
+constexpr int kUnitShare = 54, kLeastUnit = 4096;
+// Bytes that are copied at once, of a thread block: of the stage that it multiplies, and of stages
+// ahead of it. The latter leave memory to who is late, and L2 to the words that all wait for.
+constexpr int kUnderWay = 64 * 1024;
+constexpr int under_way_ahead(int tokens) { return (tokens == 1 ? 24 : 14) * 1024; }
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
+
+/// Of a unit's sums in shared memory.
+int pair_bytes(int tokens) { return 8 * tokens * int(sizeof(float2)); }
 
 bool has_codes(const StreamedWeight& weight) {
   return weight.kind == WeightKind::nibble || weight.kind == WeightKind::byte;
@@ -32,7 +41,7 @@ int record_size(const StreamedWeight& weight, int tokens) {
 
 }  // namespace
 
-LinearPlan plan_linear(const StreamedWeight& weight, const DeviceLimits& limits) {
+LinearPlan plan_linear(const StreamedWeight& weight, int tokens, const DeviceLimits& limits) {
   LinearPlan plan;
   plan.shape = weight;
   plan.shape.blocks = nullptr;
@@ -41,11 +50,10 @@ LinearPlan plan_linear(const StreamedWeight& weight, const DeviceLimits& limits)
   plan.pieces = has_quarters(weight) ? 4 : 1;
   plan.piece_bytes = weight.block_bytes / plan.pieces;
   // Units begin at multiples of 16 bytes, as copies have to.
-  const int unit_bytes = limits.shared_bytes_block / kUnitShare;
+  const int unit_bytes = std::max(limits.shared_bytes_block / kUnitShare, kLeastUnit);
   plan.unit_pieces = std::max(1, unit_bytes / plan.piece_bytes);
   if (plan.piece_bytes % 16 != 0) plan.unit_pieces = plan.unit_pieces / 2 * 2;
   const int unit_blocks = std::max(1, plan.unit_pieces / plan.pieces);
-  // The groups are those of eight tokens for one token too: sums are the same, bit for bit.
   const double share = weight.kind == WeightKind::nibble ? kRecordsShare : kLongRecordsShare;
   const double budget = share * (limits.shared_bytes_block - kOtherShared);
   const int most_blocks = int(budget) / record_size(weight, kStreamRows);
@@ -54,6 +62,14 @@ LinearPlan plan_linear(const StreamedWeight& weight, const DeviceLimits& limits)
   plan.groups = std::min(divide_up(units, most), limits.multiprocessors);
   plan.group_blocks = divide_up(units, plan.groups) * unit_blocks;
   plan.groups = divide_up(weight.strip_blocks, plan.group_blocks);
+  plan.sum_units = plan.strip_units();
+  const int strip_units = divide_up(weight.strip_blocks * plan.pieces, plan.unit_pieces);
+  const int sums_bytes = (strip_slots(1) + 1) * strip_units * pair_bytes(1);
+  if (tokens == 1 && weight.strip_blocks * record_size(weight, 1) + sums_bytes <=
+                         kOneTokenShare * (limits.shared_bytes_block - kOtherShared)) {
+    plan.groups = 1;
+    plan.group_blocks = divide_up(weight.strip_blocks, unit_blocks) * unit_blocks;
+  }
   return plan;
 }
 
@@ -62,7 +78,7 @@ int attention_splits(const AttentionShape& shape, const DeviceLimits& limits) {
 }
 
 PassLayout plan_pass(const std::vector<LinearPlan>& plans, int tokens, const AttentionShape& shape,
-                     int hidden, const DeviceLimits& limits) {
+                     const DeviceLimits& limits) {
   PassLayout layout;
   layout.slot_bytes = 2 * 16 * shape.head_dim;  // an octet of keys and of values
   layout.records_bytes =
@@ -75,8 +91,6 @@ PassLayout plan_pass(const std::vector<LinearPlan>& plans, int tokens, const Att
     layout.strip_units = std::max(layout.strip_units, plan.strip_units());
   }
   layout.slot_bytes = divide_up(layout.slot_bytes, 16) * 16;
-  const int pair_bytes = 8 * tokens * int(sizeof(float2));
-  layout.squares_stride = divide_up(divide_up(hidden, kBlockInputs), 16) * 16;
 
   // Sizes of what lies behind the ring; each begins at a multiple of 16.
   int at = 0;
@@ -86,24 +100,33 @@ PassLayout plan_pass(const std::vector<LinearPlan>& plans, int tokens, const Att
   };
   layout.records_bytes = divide_up(layout.records_bytes, 16) * 16;
   take(layout.records, layout.records_bytes);
-  take(layout.squares, 2 * tokens * layout.squares_stride * int(sizeof(float)));
+  take(layout.factors, 2 * tokens * int(sizeof(float)));
   take(layout.angles, tokens * shape.head_dim / 2 * int(sizeof(float2)));
   take(layout.plans, int(plans.size()) * kBlockPlanBytes);
   take(layout.stages, 2 * (kPassWarps + kFinishWarps) * int(sizeof(PassStage)));
-  take(layout.parts, strip_slots(tokens) * layout.strip_units * pair_bytes);
+  take(layout.parts, strip_slots(tokens) * layout.strip_units * pair_bytes(tokens));
+  take(layout.tail, layout.strip_units * pair_bytes(tokens));
   take(layout.rows, tokens * kRowPlanBytes);
   take(layout.barriers, 2 * (kMostSlots + strip_slots(tokens)) * 8);  // full and free
   take(layout.freed, strip_slots(tokens) * int(sizeof(unsigned)));
+  take(layout.begun, kCounters * int(sizeof(unsigned)));
   const int rest =
       std::min(limits.shared_bytes_block, limits.shared_bytes_multiprocessor - kSystemShared) - at;
-  layout.slots = std::clamp(rest / layout.slot_bytes / kPassWarps * kPassWarps, 0, kMostSlots);
-  // A feeding warp can tell by a parity whether a copy has arrived if there are twice as many slots
-  // as copies under way.
-  const int under_way = kUnderWay / layout.slot_bytes;
-  layout.under_way = std::max(1, (std::min(under_way, layout.slots / 2) - 1) | 1);
+  layout.slots = std::clamp(rest / layout.slot_bytes / 2 * 2, 0, kMostSlots);
+  if (layout.slots < kPassWarps) layout.slots = 0;
+  // A parity tells a warp whether a copy has arrived if the slot was always its own, or if the slot
+  // was in use between the oldest unit that other warps work on and the youngest under way.
+  if (layout.slots < kPassWarps + 4) layout.slots = std::min(layout.slots, kPassWarps);
+  const int most = layout.slots == kPassWarps ? kPassWarps / 2 : layout.slots - kPassWarps - 1;
+  const auto odd = [&](int bytes) {
+    return std::max(1, (std::min(bytes / layout.slot_bytes, most) - 1) | 1);
+  };
+  layout.under_way = odd(kUnderWay);
+  layout.under_way_ahead = odd(under_way_ahead(tokens));
   const int ring = layout.slots * layout.slot_bytes;
-  for (int* offset : {&layout.records, &layout.parts, &layout.squares, &layout.angles,
-                      &layout.plans, &layout.stages, &layout.rows, &layout.barriers, &layout.freed})
+  for (int* offset : {&layout.records, &layout.parts, &layout.tail, &layout.factors, &layout.angles,
+                      &layout.plans, &layout.stages, &layout.rows, &layout.barriers, &layout.freed,
+                      &layout.begun})
     *offset += ring;
   layout.bytes = ring + at;
   return layout;
@@ -113,10 +136,12 @@ PacketBytes packet_bytes(const std::vector<LinearPlan>& plans, const AttentionSh
                          int tokens, const DeviceLimits& limits) {
   const std::size_t pairs = std::size_t(8 * tokens) * sizeof(ulonglong2);
   PacketBytes bytes;
-  bytes.strips = 2 * std::size_t(limits.multiprocessors) * pairs;
-  for (const LinearPlan& plan : plans)
+  for (const LinearPlan& plan : plans) {
+    bytes.strips = std::max(bytes.strips, 2 * std::size_t(limits.multiprocessors) *
+                                              std::size_t(plan.strip_units()) * pairs);
     bytes.groups = std::max(
         bytes.groups, 2 * std::size_t(plan.groups - 1) * std::size_t(plan.shape.strips) * pairs);
+  }
   bytes.splits = std::size_t(tokens) * std::size_t(shape.heads) *
                  std::size_t(attention_splits(shape, limits)) * std::size_t(shape.head_dim + 2) *
                  sizeof(unsigned long long);

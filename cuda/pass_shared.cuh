@@ -31,14 +31,26 @@ struct PassShared {
   __device__ Barrier* strip_free() const { return strip_full() + strip_slots(kTokens); }
   /// [strip_slots] strips that each slot has been through.
   __device__ unsigned* freed() const { return at<unsigned>(args.layout.freed); }
+  /// The stage that the warps that compute have come to: its input is there.
+  __device__ unsigned* begun() const { return at<unsigned>(args.layout.begun); }
+  // Linears, of those that have such a thing, whose tail is there, whose tail is used up, and for
+  // which each finishing warp has found its factors.
+  __device__ unsigned* tails_there() const { return begun() + 1; }
+  __device__ unsigned* tails_used() const { return begun() + 2; }
+  __device__ unsigned* factors_there() const { return begun() + 3; }  ///< [kFinishWarps]
   __device__ std::uint8_t* records() const { return memory + args.layout.records; }
-  /// Two, for linears in turn: those of one may still be wanted while the next is staged.
-  __device__ float* squares(int which) const {  ///< [tokens][squares_stride]
-    return at<float>(args.layout.squares) + which * kTokens * args.layout.squares_stride;
+  /// Of the norm. Two, for linears in turn: those of one may still be wanted when the next has its
+  /// own.
+  __device__ float* factors(bool odd) const {  ///< [tokens]
+    return at<float>(args.layout.factors) + (odd ? kTokens : 0);
   }
   __device__ float2* part(int strip_slot, int unit) const {  ///< [kPairs]
     return at<float2>(args.layout.parts) +
            (strip_slot * args.layout.strip_units + unit) * kPairs<kTokens>;
+  }
+  /// Sums of the units of the last strip that the next thread block works on.
+  __device__ float2* tail_part(int unit) const {
+    return at<float2>(args.layout.tail) + unit * kPairs<kTokens>;
   }
   __device__ float2* angles() const {
     return at<float2>(args.layout.angles);
@@ -65,12 +77,19 @@ struct StripSums {
 #pragma unroll
     for (int set = 0; set < kSets; ++set) of[set][0] = of[set][1] = 0;
   }
+  static constexpr unsigned kLanes = kTokens == 1 ? 0x11111111u : ~0u;  ///< that hold pairs
   __device__ static bool holds(int lane) { return kTokens > 1 || lane % 4 == 0; }
   __device__ static int pair(int set, int lane) {
     return kTokens == 1 ? lane / 4 : set * kWarp + lane;
   }
   __device__ static int token(int set, int lane) { return kTokens == 1 ? 0 : set * 4 + lane % 4; }
 };
+
+/// Until a counter in shared memory has come so far.
+__device__ __forceinline__ void wait_for(const unsigned* counter, unsigned count) {
+  while (int(load_acquire(shared_address(counter)) - count) < 0) {
+  }
+}
 
 /// The place of a strip's parts, of the number-th strip of all linears. Warps that compute fill it,
 /// one that finishes strips empties it.

@@ -1,7 +1,7 @@
 #pragma once
 
-// How rows become the input of a streamed linear: normed, put in the packed order, and split into
-// the planes that tensor core instructions take (layout.h, "The input of a linear").
+// How rows become the input of a streamed linear: put in the packed order if they are not yet, and
+// split into the planes that tensor core instructions take (layout.h, "The input of a linear").
 
 #include "exchange.cuh"
 #include "layout.h"
@@ -12,11 +12,9 @@ namespace guanaco::cuda {
 /// Rows that a stage multiplies.
 struct StageInput {
   const float* words;  ///< [tokens][inputs]
-  const int* order;
-  const float* norm;
+  const int* order;    ///< null if they are in the packed order
   unsigned parity;
-  bool plain;  ///< written by an earlier kernel: nothing to wait for
-  int count;   ///< rows in use
+  int count;  ///< rows in use
 };
 
 /// The published files: inputs in their own order, one run a block.
@@ -154,13 +152,6 @@ struct Inputs {
         if (((word[i] ^ parity) & 1u) != 0) word[i] = load_word(x + from[i]);
     }
   }
-  __device__ __forceinline__ float4 norm(const float* weights) const {
-    if constexpr (kSimple) return __ldg(reinterpret_cast<const float4*>(weights + from[0]));
-    const auto of = [&](int i) {
-      return from[kSimple ? 0 : i] < 0 ? 0.0f : __ldg(weights + from[kSimple ? 0 : i]);
-    };
-    return {of(0), of(1), of(2), of(3)};
-  }
   __device__ __forceinline__ bool here(unsigned parity) const {
     return arrived({word[0], word[1], word[2], word[3]}, parity);
   }
@@ -174,31 +165,25 @@ struct Inputs {
   }
 };
 
-/// Stages a warp's share of the rows: blocks of the thread block's group become records, and of all
-/// blocks the sum of squares is kept if there is a norm: squares[token][block]. Several blocks
-/// advance together, so that one's latencies hide the others': this is what lies between the stage
-/// before and this one's first product. kSimple: inputs in their own order, one run a block.
+/// Stages a warp's share of the rows: blocks of the thread block's group become records. Several
+/// blocks advance together, so that one's latencies hide the others': this is what lies between the
+/// stage before and this one's first product. kSimple: inputs as they lie, one run a block.
 /// `row_of`: rows of the words, or null for the identity.
 template <WeightKind kKind, int kTokens, bool kSimple>
 __device__ __forceinline__ void stage_rows(const StageInput& input, const BlockPlan& plan,
-                                           const int* row_of, std::uint8_t* records, float* squares,
-                                           int squares_stride, Patience& patience_in, int warp,
-                                           int lane) {
+                                           const int* row_of, std::uint8_t* records,
+                                           Patience& patience, int warp, int lane) {
   constexpr bool kCodes = kKind == WeightKind::nibble || kKind == WeightKind::byte;
   constexpr int kColumns = kTokens == 1 ? 2 : 8;
-  constexpr int kBatch = kSimple ? 3 : 2;
+  constexpr int kBatch = kSimple ? 4 : 2;
   constexpr int kStride = kPassWarps / kTokens;  // a warp has one token
   const StreamedWeight& shape = plan.plan.shape;
   const int run_shift = kSimple || !kCodes ? 0 : shape.run_shift();
-  const int group_first = plan.group * plan.plan.group_blocks;
-  const int group_last = min(group_first + plan.plan.group_blocks, shape.strip_blocks);
-  const bool normed = input.norm != nullptr;
-  const int first = normed ? 0 : group_first, last = normed ? shape.strip_blocks : group_last;
+  const int first = plan.group * plan.plan.group_blocks;
+  const int last = min(first + plan.plan.group_blocks, shape.strip_blocks);
   const int token = warp % kTokens;
   if (token >= input.count) return;
   const unsigned parity = input.parity;
-  Patience none{true};
-  Patience& patience = input.plain ? none : patience_in;
   const float* x =
       input.words + std::size_t(row_of != nullptr ? row_of[token] : token) * shape.inputs;
   std::uint8_t* fragments = records;
@@ -210,7 +195,6 @@ __device__ __forceinline__ void stage_rows(const StageInput& input, const BlockP
   for (int start = first + warp / kTokens; start < last; start += kStride * kBatch) {
     // The last blocks of a batch may not exist: then they are the first once more.
     Inputs<kSimple> inputs[kBatch];
-    float4 norm[kBatch];
     const auto block_of = [&](int i) {
       const int block = start + i * kStride;
       return block < last ? block : start;
@@ -220,9 +204,6 @@ __device__ __forceinline__ void stage_rows(const StageInput& input, const BlockP
       inputs[i].find(input, shape.inputs, block_of(i) * kBlockInputs + 4 * lane);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) inputs[i].load(x, parity);
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i)
-      norm[i] = normed ? inputs[i].norm(input.norm) : float4{1, 1, 1, 1};
     for (int round = 0;; ++round) {
       int late = -1;
 #pragma unroll
@@ -238,27 +219,9 @@ __device__ __forceinline__ void stage_rows(const StageInput& input, const BlockP
     for (int i = 0; i < kBatch; ++i)
 #pragma unroll
       for (int e = 0; e < 4; ++e) value[i][e] = value_of(inputs[i].word[e]);
-    if (normed) {
-      float square[kBatch] = {};
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) square[i] += value[i][e] * value[i][e];
-#pragma unroll
-      for (int offset = kWarp / 2; offset > 0; offset /= 2)
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) square[i] += __shfl_xor_sync(~0u, square[i], offset);
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i)
-        if (lane == i) squares[token * squares_stride + block_of(i)] = square[i];
-    }
     float largest[kBatch], inverse[kBatch], scale[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      value[i][0] *= norm[i].x;
-      value[i][1] *= norm[i].y;
-      value[i][2] *= norm[i].z;
-      value[i][3] *= norm[i].w;
       largest[i] = fmaxf(fmaxf(fabsf(value[i][0]), fabsf(value[i][1])),
                          fmaxf(fabsf(value[i][2]), fabsf(value[i][3])));
     }
@@ -269,10 +232,8 @@ __device__ __forceinline__ void stage_rows(const StageInput& input, const BlockP
     for (int i = 0; i < kBatch; ++i) plane_scale<kKind>(largest[i], inverse[i], scale[i]);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int block = block_of(i);
-      if (block < group_first || block >= group_last) continue;
       int sum = 0;
-      const int record = (block - group_first) * record_bytes<kTokens>(kCodes);
+      const int record = (block_of(i) - first) * record_bytes<kTokens>(kCodes);
       store_planes<kKind, kColumns>(fragments + record, column, lane, value[i], inverse[i], sum);
       if constexpr (kCodes) sum = run_sum<kSimple>(sum, run_shift);
       if ((lane & ((kWarp >> run_shift) - 1)) == 0) {

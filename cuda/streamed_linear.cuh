@@ -75,7 +75,7 @@ __device__ __forceinline__ void multiply_units(const PassShared<kTokens>& shared
 
 template <int kTokens>
 __device__ __forceinline__ void run_linear(const PassShared<kTokens>& shared,
-                                           const PassStage& stage, int which,
+                                           const PassStage& stage, unsigned index,
                                            unsigned strips_before, Ring& ring, Patience& patience,
                                            int warp, int lane) {
   const PassArgs& args = shared.args;
@@ -83,13 +83,12 @@ __device__ __forceinline__ void run_linear(const PassShared<kTokens>& shared,
   const StreamedWeight& shape = plan.plan.shape;
   sync_computing();  // the records of the stage before are used up
   const bool logits = stage.kind == StageKind::logits;
-  const StageInput input{stage.input,       stage.order,
-                         stage.norm,        shared.parity(stage.input_buffer, stage.input_parity),
-                         stage.plain_input, logits ? args.rows.logits_count : args.rows.count};
+  const StageInput input{stage.input, stage.order,
+                         shared.parity(stage.input_buffer, stage.input_parity),
+                         logits ? args.rows.logits_count : args.rows.count};
   const auto stage_with = [&]<WeightKind kKind, bool kSimple>() {
     stage_rows<kKind, kTokens, kSimple>(input, plan, logits ? args.rows.logits_rows : nullptr,
-                                        shared.records(), shared.squares(which),
-                                        args.layout.squares_stride, patience, warp, lane);
+                                        shared.records(), patience, warp, lane);
   };
   const auto multiply = [&]<WeightKind kKind, bool kSimple>() {
     multiply_units<kKind, kTokens, kSimple>(shared, plan, shared.records(), strips_before, ring,
@@ -102,6 +101,7 @@ __device__ __forceinline__ void run_linear(const PassShared<kTokens>& shared,
       stage_with.template operator()<kKind, false>();
     }
     sync_computing();
+    if (threadIdx.x == 0) store_release(shared_address(shared.begun()), index);
     if ((kKind == WeightKind::nibble && shape.block_bytes != kSimpleNibbleBytes) ||
         (kKind == WeightKind::byte && (shape.runs > 1 || shape.float_scales))) {
       multiply.template operator()<kKind, false>();

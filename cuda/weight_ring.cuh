@@ -5,10 +5,9 @@
 // What a thread block will read in a whole pass is known in advance: its units of every linear (a
 // few kilobytes of one strip each) and of the cache. They are numbered in the order in which they
 // are used, and all pass through one ring: unit p lies in slot p % slots and is worked on by warp p
-// % kPassWarps (slots are a multiple of them, so that a slot is always the same warp's). So all
-// warps end a stage together, however unevenly the memory serves them. Feeding warps start the
-// copies as slots become free, across the ends of stages: the memory is busy while the warps wait
-// for other thread blocks.
+// % kPassWarps. So all warps end a stage together, however unevenly the memory serves them. Feeding
+// warps start the copies as slots become free, across the ends of stages: the memory is busy while
+// the warps wait for other thread blocks.
 
 #include "device.cuh"
 #include "pass.h"
@@ -34,6 +33,13 @@ struct BlockPlan {
   int begin, end;
   int first_strip, strip_count;  ///< that it has units of
 
+  /// Of its last strip, the units that the next thread block works on.
+  __device__ __forceinline__ UnitRange tail() const {
+    const int last = first_strip + strip_count - 1;
+    // None if the strip is itself a tail, or all of it is here.
+    if (strip_count == 0 || begin > last * strip_units) return {strip_units, strip_units};
+    return {end - last * strip_units, strip_units};
+  }
   /// Its units of a strip, counted in the strip.
   __device__ __forceinline__ UnitRange units_of(int strip) const {
     const int first = strip * strip_units;
@@ -134,18 +140,22 @@ struct Feed {
   const BlockPlan* plans;
   const RowPlan* rows;
   std::uint32_t ring, full, free;  ///< addresses of the slots and of their barriers
+  std::uint32_t begun;             ///< address of PassShared::begun
 };
 
 /// A feeding warp: of all units it starts the copies of every kFeedWarps-th. No more copies are
 /// under way than keep the memory busy: behind more, the words that thread blocks wait for would
-/// queue.
+/// queue. Once it feeds a stage ahead of what is multiplied, fewer are: thread blocks that are late
+/// get the more, and all wait for them.
 template <int kTokens>
 class Feeder {
  public:
   __device__ Feeder(const Feed& feed, int which, int lane)
       : feed_(feed), lane_(lane), ahead_(which), place_{which} {
-    // `under_way` is odd: one feeding warp waits for the other's copies, and neither runs away.
-    oldest_ = {which - feed.args.layout.under_way, 0};
+    // Numbers under way are odd: one feeding warp waits for the other's copies, and neither runs
+    // away.
+    before_ = {which - feed.args.layout.under_way, 0};
+    before_ahead_ = {which - feed.args.layout.under_way_ahead, 0};
   }
 
   __device__ void run() {
@@ -155,10 +165,10 @@ class Feeder {
                                             : uint4{};
     };
     uint4 next = fetch(0);
-    for (int index = 0; index < feed_.args.stage_count; ++index) {
+    for (; stage_ < feed_.args.stage_count; ++stage_) {
       PassStage what;
       *reinterpret_cast<uint4*>(&what) = next;
-      next = fetch(index + 1);  // arrives meanwhile
+      next = fetch(stage_ + 1);  // arrives meanwhile
       if (what.kind == StageKind::attend) {
         feed_cache(what.layer);
       } else if (what.plan >= 0) {
@@ -213,8 +223,12 @@ class Feeder {
   __device__ __forceinline__ std::uint32_t take_slot(std::uint32_t bytes) {
     const PassLayout& layout = feed_.args.layout;
     constexpr std::uint32_t kBarrier = sizeof(Barrier);
-    if (oldest_.slot >= 0) Barrier::wait(feed_.full + oldest_.slot * kBarrier, oldest_.parity);
     Barrier::wait(feed_.free + place_.slot * kBarrier, place_.parity ^ 1);
+    const auto arrived = [&](const RingPlace& unit) {
+      return unit.slot < 0 || Barrier::over(feed_.full + unit.slot * kBarrier, unit.parity);
+    };
+    while (!arrived(before_ahead_))
+      if (int(load_acquire(feed_.begun)) >= stage_ && arrived(before_)) break;
     begin_copies(feed_.full + place_.slot * kBarrier, bytes);
     return feed_.ring + place_.slot * layout.slot_bytes;
   }
@@ -225,53 +239,59 @@ class Feeder {
     const int slots = feed_.args.layout.slots;
     end_copies(feed_.full + place_.slot * std::uint32_t(sizeof(Barrier)));
     place_.advance(slots, kFeedWarps);
-    oldest_.advance(slots, kFeedWarps);
+    before_.advance(slots, kFeedWarps);
+    before_ahead_.advance(slots, kFeedWarps);
   }
 
   const Feed& feed_;
   const int lane_;
-  int ahead_;         ///< its next unit, counted from the first of the stage
-  RingPlace place_;   ///< of its next unit
-  RingPlace oldest_;  ///< of the unit that has to have arrived before; below 0: none yet
+  int stage_ = 0;
+  int ahead_;        ///< its next unit, counted from the first of the stage
+  RingPlace place_;  ///< of its next unit
+  /// Of the unit that has to have arrived before, and of that in stages ahead; below 0: none yet.
+  RingPlace before_, before_ahead_;
 };
 
 /// The ring as a warp that computes sees it.
 class Ring {
  public:
-  __device__ Ring(std::uint8_t* slots, Barrier* full, Barrier* free, int count, int slot_bytes,
-                  int warp, int lane)
-      : slots_(slots),
-        full_(shared_address(full)),
-        free_(shared_address(free)),
-        count_(count),
-        slot_bytes_(slot_bytes),
-        lane_(lane),
-        ahead_(warp),
-        place_{warp} {
-    place_.advance(count, 0);
+  /// The ring lies at the begin of shared memory, `memory`.
+  __device__ Ring(std::uint8_t* memory, const PassLayout& layout, int warp, int lane)
+      : memory_(memory), layout_(layout), lane_(lane), ahead_(warp), place_{warp} {
+    place_.advance(layout.slots, 0);
   }
 
   /// The warp's next unit, counted from the first of the stage.
   __device__ __forceinline__ int ahead() const { return ahead_; }
   /// The unit's slot, once its copy has arrived.
   __device__ __forceinline__ std::uint8_t* wait() const {
-    Barrier::wait(full_ + place_.slot * std::uint32_t(sizeof(Barrier)), place_.parity);
-    return slots_ + place_.slot * slot_bytes_;
+    // Another warp may still be at what the slot held before: a parity alone would not tell.
+    Barrier::wait(free(), place_.parity ^ 1);
+    Barrier::wait(barrier(), place_.parity);
+    return memory_ + place_.slot * layout_.slot_bytes;
   }
   /// The slot is used up. To the warp's next unit.
   __device__ __forceinline__ void release() {
     __syncwarp();
-    if (lane_ == 0) Barrier::arrive(free_ + place_.slot * std::uint32_t(sizeof(Barrier)));
-    place_.advance(count_, kPassWarps);
+    if (lane_ == 0) Barrier::arrive(free());
+    place_.advance(layout_.slots, kPassWarps);
     ahead_ += kPassWarps;
   }
   /// The stage had so many units, for all warps together.
   __device__ __forceinline__ void end_stage(int units) { ahead_ -= units; }
 
  private:
-  std::uint8_t* const slots_;
-  const std::uint32_t full_, free_;
-  const int count_, slot_bytes_;
+  // Barriers as PassShared has them: of arrived copies, then of slots that are used up.
+  __device__ __forceinline__ std::uint32_t barrier() const {
+    return shared_address(memory_) + layout_.barriers +
+           place_.slot * std::uint32_t(sizeof(Barrier));
+  }
+  __device__ __forceinline__ std::uint32_t free() const {
+    return barrier() + layout_.slots * std::uint32_t(sizeof(Barrier));
+  }
+
+  std::uint8_t* const memory_;
+  const PassLayout& layout_;
   const int lane_;
   int ahead_;
   RingPlace place_;

@@ -176,6 +176,12 @@ Weight Weights::linear(std::span<const Linear> parts) {
   if (!order.empty()) {
     result->order = upload<std::int32_t>(order, "the order of a weight's inputs");
     weight.order = result->order.as<int>();
+    if (int(order.size()) == weight.inputs) {  // no gaps
+      std::vector<std::int32_t> place(order.size());
+      for (std::size_t i = 0; i < order.size(); ++i) place[std::size_t(order[i])] = std::int32_t(i);
+      result->place = upload<std::int32_t>(place, "the places of a weight's inputs");
+      weight.place = result->place.as<int>();
+    }
   }
   if (const std::vector<float> bias = biases(parts, head_dim_, weight.strips); !bias.empty()) {
     result->bias = upload<float>(bias, "biases");
@@ -191,7 +197,8 @@ Weight Weights::linear(std::span<const Linear> parts) {
       load_dense(std::get<DenseLinear>(parts[i]), map, *result);
     }
   }
-  result->bytes = result->blocks.bytes() + result->order.bytes() + result->bias.bytes();
+  result->bytes =
+      result->blocks.bytes() + result->order.bytes() + result->place.bytes() + result->bias.bytes();
   return result;
 }
 

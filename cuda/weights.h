@@ -13,7 +13,7 @@ namespace guanaco::cuda {
 
 struct DeviceLinear final : DeviceWeight {
   StreamedWeight streamed;
-  DeviceBuffer blocks, order, bias;
+  DeviceBuffer blocks, order, place, bias;
 };
 struct DeviceNorm final : DeviceWeight {
   DeviceBuffer values;  ///< fp32 [hidden]
