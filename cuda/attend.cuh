@@ -173,12 +173,11 @@ struct AttendStage {
   }
 
   /// Joins what the warps have, and the other thread blocks' parts; each thread one value.
-  __device__ __forceinline__ void join(const AttendUnit& unit) const {
+  /// place: of the thread's value.
+  __device__ __forceinline__ void join(const AttendUnit& unit, int place) const {
     const PassArgs& args = shared.args;
     const int dim = args.shape.head_dim, d = threadIdx.x;
     if (d - lane >= dim) return;  // the rest of a warp that has a value helps
-    const int output = unit.head * dim + min(d, dim - 1);
-    const int place = stage.place != nullptr ? __ldg(stage.place + output) : output;
     // Lane w looks at what the warp of turn w has.
     const float* part = partial_of(partials, lane % kPassWarps, dim);
     float most = warp_max(part[dim], kPassWarps);
@@ -227,9 +226,12 @@ struct AttendStage {
           publish(stage.output + std::size_t(unit.row) * stage.width + i, 0.0f, parity);
         continue;
       }
+      const int dim = args.shape.head_dim;
+      const int output = unit.head * dim + min(int(threadIdx.x), dim - 1);
+      const int place = stage.place != nullptr ? __ldg(stage.place + output) : output;
       run_unit(unit, ring);
       sync_computing();
-      join(unit);
+      join(unit, place);
       sync_computing();
     }
   }

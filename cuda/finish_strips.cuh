@@ -343,8 +343,18 @@ __device__ __forceinline__ void find_factors(const LinearStage<kTokens>& linear,
   __syncwarp();
 }
 
-/// Finishes the strips of a linear that are this warp's: every kFinishWarps-th of all. The warp
-/// whose first strip comes later first gathers the tail of the last.
+/// Brings the tail of the last strip to the other sums, for both warps.
+template <int kTokens>
+__device__ __forceinline__ void gather_tail(const LinearStage<kTokens>& linear,
+                                            const Gathered& gathered) {
+  const PassShared<kTokens>& shared = linear.shared;
+  wait_for(shared.tails_used(), gathered.tails - 1);
+  receive_tail(linear, linear.plan.tail());
+  __syncwarp();
+  if (linear.lane == 0) store_release(shared_address(shared.tails_there()), gathered.tails);
+}
+
+/// Finishes the strips of a linear that are this warp's: every kFinishWarps-th of all.
 template <int kTokens>
 __device__ __forceinline__ void finish_linear(LinearStage<kTokens>& linear, unsigned strips_before,
                                               int which, Gathered& gathered) {
@@ -359,12 +369,9 @@ __device__ __forceinline__ void finish_linear(LinearStage<kTokens>& linear, unsi
       store_release(shared_address(shared.factors_there() + which), gathered.factors);
   }
   const int first_index = int((unsigned(which) - strips_before) % kFinishWarps);
-  if (first_index == kFinishWarps - 1 && plan.tail().count() > 0) {
-    wait_for(shared.tails_used(), gathered.tails - 1);
-    receive_tail(linear, plan.tail());
-    __syncwarp();
-    if (linear.lane == 0) store_release(shared_address(shared.tails_there()), gathered.tails);
-  }
+  // After its first strip, which may be the tail that the thread block before waits for.
+  const bool gathers = first_index == 0 && plan.tail().count() > 0;
+  if (gathers && plan.strip_count == 1) gather_tail(linear, gathered);
   for (int i = first_index; i < plan.strip_count; i += kFinishWarps) {
     const int strip = plan.first_strip + i;
     const UnitRange units = plan.units_of(strip);
@@ -400,6 +407,7 @@ __device__ __forceinline__ void finish_linear(LinearStage<kTokens>& linear, unsi
       if (!others && shares) store_release(shared_address(shared.tails_used()), gathered.tails);
     }
     if (!others) finish_strip(linear, sums, strip, outputs);
+    if (gathers && i == 0 && plan.strip_count > 1) gather_tail(linear, gathered);
   }
 }
 

@@ -20,7 +20,7 @@ constexpr double kOneTokenShare = 0.42;
 constexpr int kUnitShare = 54, kLeastUnit = 4096;
 // Bytes that are copied at once, of a thread block: of the stage that it multiplies, and of stages
 // ahead of it. The latter leave memory to who is late, and L2 to the words that all wait for.
-constexpr int kUnderWay = 64 * 1024;
+constexpr int kUnderWay = 106 * 1024;
 constexpr int under_way_ahead(int tokens) { return (tokens == 1 ? 24 : 14) * 1024; }
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
