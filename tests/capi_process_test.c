@@ -1,5 +1,5 @@
 /* The C ABI and the process around it: fork, dlopen and dlclose, small stacks, many loads; and that
- * nothing is printed and no signal handler is changed.
+ * nothing is printed and the host keeps its signals.
  *
  *     capi_process_test MODEL */
 #include "capi_check.h"
@@ -248,7 +248,7 @@ static void test_many_loads(void) {
   if (!SANITIZED && !is_short) CHECK(resident_bytes() - warm < 2 << 20);
 }
 
-/* ---- Nothing is printed, and no signal handler is changed. */
+/* ---- Nothing is printed, no signal handler is changed, and no signal is taken. */
 
 typedef struct handler {
   struct sigaction action;
@@ -317,11 +317,31 @@ static void test_silence(void) {
   }
 }
 
+/* A signal that the host waits for comes to it, though a model has threads of its own. */
+static void test_signals(void) {
+  fflush(NULL);
+  const pid_t child = fork();
+  if (child == 0) {
+    guanaco_model* const model = load_on(path, kThreadsOfChild);
+    sigset_t awaited;
+    int signal = 0;
+    sigemptyset(&awaited);
+    sigaddset(&awaited, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &awaited, NULL);
+    kill(getpid(), SIGTERM);
+    CHECK(sigwait(&awaited, &signal) == 0 && signal == SIGTERM);
+    guanaco_model_free(model);
+    exit(failures > 0);
+  }
+  CHECK(status_of(child) == 0);
+}
+
 int main(int argc, char** argv) {
   REQUIRE(argc == 2);
   path = argv[1];
   is_short = getenv("GUANACO_SHORT") != NULL;
   test_silence();
+  test_signals();
   test_fork();
   test_dlopen();
   test_small_stack();
