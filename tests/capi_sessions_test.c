@@ -419,6 +419,33 @@ static void test_free_orders(const char* path) {
   guanaco_tokenizer_free(words);
 }
 
+/* A session goes on as soon as another thread has freed its generation, and is refused until then.
+ */
+static void test_free_beside(void) {
+  for (int i = 0; i < 4; ++i) {
+    guanaco_session* const session = fed(story, 2);
+    guanaco_generation* generation = NULL;
+    const char* text = NULL;
+    size_t length = 0, known = 0;
+    OK(guanaco_generate_tokens(session, NULL, story + 2, 1, NULL, &generation, error));
+    OK(guanaco_generation_next(generation, &text, &length, NULL, NULL, error));
+    pthread_t thread;
+    REQUIRE(pthread_create(&thread, NULL, free_generation, generation) == 0);
+    guanaco_status status;
+    float logprob = 0;
+    do {
+      status = i == 0   ? guanaco_session_feed(session, story, 1, NULL, NULL)
+               : i == 1 ? guanaco_session_score(session, story, 1, &logprob, NULL, NULL)
+               : i == 2 ? guanaco_session_rewind(session, 1, NULL)
+                        : guanaco_session_reuse(session, story, 2, &known, NULL);
+    } while (status == GUANACO_INVALID_ARGUMENT);
+    CHECK(status == GUANACO_OK);
+    CHECK(guanaco_session_position(session) == (i < 2 ? 5 : 1)); /* with the token of the reply */
+    pthread_join(thread, NULL);
+    guanaco_session_free(session);
+  }
+}
+
 int main(int argc, char** argv) {
   REQUIRE(argc == 2);
   is_short = getenv("GUANACO_SHORT") != NULL;
@@ -436,6 +463,7 @@ int main(int argc, char** argv) {
   test_threads();
   test_cancel();
   test_free_orders(argv[1]);
+  test_free_beside();
   guanaco_tokenizer_free(tokenizer);
   guanaco_model_free(model);
   return failures > 0;

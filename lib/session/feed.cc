@@ -139,6 +139,11 @@ float log_probability(std::span<const float> logits, TokenId token) {
   return float(double(logits[std::size_t(token)]) - double(largest) - std::log(sum));
 }
 
+void check_unused(const SessionState& session) {
+  require(!session.generating, ErrorCode::invalid_argument,
+          "the session is in use by a generation");
+}
+
 void check_feed(const SessionState& session, std::span<const TokenId> tokens) {
   const int vocab = session.loaded.config.vocab;
   for (std::size_t i = 0; i < tokens.size(); ++i)
