@@ -168,6 +168,74 @@ TEST_CASE("a feed that fails changes nothing") {
   CHECK(copy(session.logits()) == logits_after(bundled(), std::span(tokens).first(30)));
 }
 
+TEST_CASE("a feed that fails after a reply leaves the reply's last token unfed") {
+  const std::vector<TokenId> prompt = ids(kPrompt), more = ids(kStory);
+  const int held = int(prompt.size()) + 2;
+  const auto with_reply = [&](int context) {
+    Session session(bundled(), {.context = context});
+    session.generate(prompt, Sampler({.temperature = 0}), {.max_tokens = 3}).rest();
+    REQUIRE(session.position() == held);
+    return session;
+  };
+  Session expected = with_reply(256);
+  expected.feed(more);
+  REQUIRE(expected.position() == held + 1 + int(more.size()));
+
+  // One token more than there is room for; each of them alone would fit.
+  Session full = with_reply(held + 10), other = with_reply(held + 10);
+  const std::vector<float> before = copy(full.logits());
+  const auto too_many = std::span(more).first(10);
+  const Feed both[] = {{&other, std::span(more).first(1)}, {&full, too_many}};
+  CHECK(error_of([&] { full.feed(too_many); }).code() == ErrorCode::context_full);
+  CHECK(error_of([&] { full.score(too_many); }).code() == ErrorCode::context_full);
+  CHECK(error_of([&] { feed(both); }).code() == ErrorCode::context_full);
+  CHECK(error_of([&] { full.generate(too_many, Sampler()); }).code() == ErrorCode::context_full);
+  for (Session* const session : {&full, &other}) {
+    CHECK(session->position() == held);
+    CHECK(copy(session->logits()) == before);
+    session->feed({});  // nothing happens
+    CHECK(session->position() == held);
+    session->feed(too_many.first(9));
+    CHECK(session->position() == held + 10);
+    session->feed({});
+  }
+
+  for (const int at : {1, 20}) {  // in the first pass, in the second
+    Session session = with_reply(256), second = with_reply(256);
+    const auto stopped_there = [&] {
+      std::stop_source stop;
+      return FeedOptions{.cancel = stop.get_token(), .progress = [=](int done, int) mutable {
+                           if (done >= at) stop.request_stop();
+                         }};
+    };
+    const Feed feeds[] = {{&session, more}, {&second, std::span(more).first(3)}};
+    CHECK(error_of([&] { session.feed(more, stopped_there()); }).code() == ErrorCode::cancelled);
+    CHECK(error_of([&] { feed(feeds, stopped_there()); }).code() == ErrorCode::cancelled);
+    CHECK(error_of([&] { session.score(more, stopped_there()); }).code() == ErrorCode::cancelled);
+    CHECK(session.position() == held);
+    CHECK(second.position() == held);
+    CHECK(copy(session.logits()) == before);
+    session.feed(more);
+    CHECK(std::ranges::equal(session.tokens(), expected.tokens()));
+    CHECK(copy(session.logits()) == copy(expected.logits()));
+    const std::vector<float> scores = second.score(more);
+    CHECK(copy(second.logits()) == copy(expected.logits()));
+    second.rewind(held + 1);
+    CHECK(second.score(more) == scores);
+  }
+}
+
+TEST_CASE("a score that fails after a rewind leaves no logits") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  Session session(bundled(), {.context = 256});
+  session.feed(tokens);
+  session.rewind(10);
+  const FeedOptions options{.progress = [](int, int) { throw std::runtime_error("enough"); }};
+  CHECK_THROWS_AS(session.score(tokens, options), std::runtime_error);
+  CHECK(session.logits().empty());
+  CHECK(session.position() == 10);
+}
+
 TEST_CASE("progress of a feed only grows and ends at the total") {
   Session session(bundled(), {.context = 256});
   const std::vector<TokenId> tokens = ids(kStory);

@@ -260,7 +260,8 @@ GUANACO_API guanaco_status guanaco_sampler_accept(guanaco_sampler* sampler, cons
 GUANACO_API guanaco_status guanaco_session_new(const guanaco_model* model, const guanaco_options* options,
                                                guanaco_session** out, guanaco_error* error);
 GUANACO_API void guanaco_session_free(guanaco_session* session);
-/* Appends tokens; their progress and cancelling by the options' callback. */
+/* Appends tokens; their progress and cancelling by the options' callback. The last token of a reply goes before them, if
+ * nothing came after it yet. */
 GUANACO_API guanaco_status guanaco_session_feed(guanaco_session* session, const int32_t* tokens, size_t count,
                                                 const guanaco_options* options, guanaco_error* error);
 /* The same for many sessions of one model, reading the weights once for all; all or nothing. */
@@ -274,7 +275,8 @@ GUANACO_API guanaco_status guanaco_session_score(guanaco_session* session, const
 /* [*count] scores of the next token, as natural logs up to a constant; NULL and 0 if there are none. Lives until the next
  * call that is not const. */
 GUANACO_API const float* guanaco_session_logits(const guanaco_session* session, size_t* count);
-/* [*count] all that the cache holds; likewise. */
+/* [*count] all that the cache holds; likewise. The last token of a reply is not there, nor in the position, until
+ * something is fed, scored or generated after it. */
 GUANACO_API const int32_t* guanaco_session_tokens(const guanaco_session* session, size_t* count);
 GUANACO_API int64_t guanaco_session_position(const guanaco_session* session); /* tokens so far; -1 for NULL */
 GUANACO_API int64_t guanaco_session_context(const guanaco_session* session);  /* room; -1 for NULL */

@@ -47,12 +47,17 @@ std::vector<float> Session::score(std::span<const TokenId> tokens, const FeedOpt
   check_unused(*state_);
   check_feed(*state_, tokens);
   std::vector<float> logprobs(tokens.size());
-  const InnerFeed feed{state_.get(), tokens, logprobs};
+  if (tokens.empty()) return logprobs;
+  const InnerFeed feed{state_.get(), tokens, logprobs, state_->unfed};
   const Watch watch{.cancel = {&options.cancel, 1}, .progress = &options.progress};
-  catch_up({&feed, 1}, watch);
-  restore_logits(*state_, watch.cancel);  // of the token before the first
-  check_feed(*state_, tokens);
-  feed_sessions({&feed, 1}, watch);
+  const bool had_logits = state_->has_logits;
+  try {
+    if (!feed.before) restore_logits(*state_, watch.cancel);  // of the token before the first
+    feed_sessions({&feed, 1}, watch);
+  } catch (...) {
+    state_->has_logits = had_logits;
+    throw;
+  }
   return logprobs;
 }
 

@@ -35,14 +35,17 @@ struct SessionState {
 struct InnerFeed {
   SessionState* session;
   std::span<const TokenId> tokens;
-  std::span<float> logprobs = {};  ///< [tokens] if scores are wanted, else empty
+  std::span<float> logprobs = {};      ///< [tokens] if scores are wanted, else empty
+  std::optional<TokenId> before = {};  ///< fed in front of them: what a Generation left unfed
+
+  int rows() const { return int(tokens.size()) + int(before.has_value()); }
+  TokenId token(int row) const {
+    return before && row == 0 ? *before : tokens[std::size_t(row - int(before.has_value()))];
+  }
 };
 
 /// The one way tokens get into sessions: all or nothing (design.md 4). Arguments were checked.
 void feed_sessions(std::span<const InnerFeed> feeds, Watch watch);
-
-/// Feeds the tokens that generations left over, so that what comes next continues what was shown.
-void catch_up(std::span<const InnerFeed> feeds, const Watch& watch);
 
 /// Computes the last token again if its logits are not here: after a rewind, or when they stayed on
 /// the device. Not for a session whose last token is unfed.
@@ -51,7 +54,7 @@ void restore_logits(SessionState& session, std::span<const std::stop_token> canc
 /// Throws invalid_argument while a Generation uses the session. Comes before all else that is read.
 void check_unused(const SessionState& session);
 
-/// Throws invalid_argument or context_full if `tokens` cannot be appended.
+/// Throws invalid_argument or context_full if `tokens` cannot be appended to what was shown.
 void check_feed(const SessionState& session, std::span<const TokenId> tokens);
 
 /// Natural log-probability of `token` under softmax(logits), added up in double.
