@@ -89,6 +89,41 @@ static void test_session(void) {
   guanaco_session_free(whole);
 }
 
+static int32_t count_down(uint64_t done, uint64_t total, void* user_data) {
+  int* const left = user_data;
+  CHECK(done <= total);
+  return --*left <= 0;
+}
+
+/* Whichever report of a feed or a prompt says to give up, it is cancelled, and nothing happened. */
+static void test_giving_up(void) {
+  int left = 1 << 30;
+  guanaco_options* const options = guanaco_options_new();
+  OK(guanaco_options_on_progress(options, count_down, &left, error));
+  guanaco_session* const session = session_of(model, 256);
+  guanaco_session_feed(session, story, 20, options, NULL);
+  const int reports = (1 << 30) - left;
+  CHECK(reports > 4);
+  for (int i = 1; i <= reports; ++i) {
+    guanaco_generation* generation = NULL;
+    const char* text = NULL;
+    size_t length = 0;
+    OK(guanaco_session_rewind(session, 0, error));
+    left = i;
+    GIVES(GUANACO_CANCELLED, guanaco_session_feed(session, story, 20, options, error));
+    CHECK(left == 0); /* the last call */
+    left = i;
+    OK(guanaco_generate_tokens(session, NULL, story, 20, options, &generation, error));
+    GIVES(GUANACO_CANCELLED,
+          guanaco_generation_next(generation, &text, &length, NULL, NULL, error));
+    CHECK(left == 0 && guanaco_generation_tokens(generation) == 0);
+    guanaco_generation_free(generation);
+    CHECK(guanaco_session_position(session) == 0);
+  }
+  guanaco_session_free(session);
+  guanaco_options_free(options);
+}
+
 static void test_many(void) {
   guanaco_session* const alone[] = {fed(story, story_length), fed(question, question_length)};
   guanaco_session* const sessions[] = {session_of(model, 256), session_of(model, 256),
@@ -456,6 +491,7 @@ int main(int argc, char** argv) {
   OK(guanaco_tokenizer_encode(tokenizer, TEXT(QUESTION), 1, question, 64, &question_length, error));
   REQUIRE(story_length > 16 && question_length > 8);
   test_session();
+  test_giving_up();
   test_many();
   test_score();
   test_replies();

@@ -200,7 +200,7 @@ TEST_CASE("a feed that fails after a reply leaves the reply's last token unfed")
     session->feed({});
   }
 
-  for (const int at : {1, 20}) {  // in the first pass, in the second
+  for (const int at : {1, 20, int(more.size()) + 1}) {  // in the first pass, the second, the end
     Session session = with_reply(256), second = with_reply(256);
     const auto stopped_there = [&] {
       std::stop_source stop;

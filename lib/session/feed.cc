@@ -183,7 +183,7 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
     model.backend->end_pass();
     watch.done += cutter.rows().count();
   }
-  if (watch.progress != nullptr && *watch.progress) (*watch.progress)(watch.total, watch.total);
+  watch.report(0);
 
   // Everything was computed: from here on nothing fails. What a failed feed wrote lies in the cache
   // behind position().
