@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <numeric>
 #include <string>
@@ -414,7 +415,29 @@ TEST_CASE("a progress callback that throws at the end leaves the session as it w
   CHECK(session.logits().empty());
 }
 
-TEST_CASE("a feed that waits for another can be cancelled and takes turns with it") {
+TEST_CASE("a feed that waits for another reports progress and can be cancelled by it") {
+  Session slow(bundled(), {.context = 64}), waiting(bundled(), {.context = 64});
+  std::atomic<bool> computing = false, cancelled = false, in_time = false;
+  std::jthread other([&] {
+    slow.feed(ids("a"), {.progress = [&](int done, int) {
+                if (done > 0 || computing.exchange(true)) return;
+                for (int i = 0; i < 5000 && !cancelled; ++i)  // while this holds its pass up
+                  std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                in_time = bool(cancelled);
+              }});
+  });
+  while (!computing) std::this_thread::yield();
+  std::stop_source stop;
+  CHECK(error_of([&] {
+          waiting.feed(ids("a"), {.cancel = stop.get_token(),
+                                  .progress = [&](int, int) { stop.request_stop(); }});
+        }).code() == ErrorCode::cancelled);
+  cancelled = true;
+  other.join();
+  CHECK(in_time);
+}
+
+TEST_CASE("a long feed takes turns with a short one") {
   Session slow(bundled(), {.context = 2048}), quick(bundled(), {.context = 64});
   const std::vector<TokenId> long_text(1800, 300);
   std::atomic<int> done = 0;

@@ -164,7 +164,7 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
       feed.logprobs[0] =
           feed.session->has_logits ? log_probability(feed.session->logits, feed.tokens[0]) : 0.0f;
   for (PassCutter cutter(feeds, model); !cutter.done();) {
-    model.pass.queue.lock([&] { watch.look(); });
+    model.pass.queue.lock([&] { watch.report(0); });
     const std::unique_lock turn(model.pass.queue, std::adopt_lock);
     model.pass.choosing.collect_all(*model.backend);
     cutter.next();
