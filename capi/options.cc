@@ -84,8 +84,14 @@ guanaco_status report(guanaco_error* error, guanaco_status status,
 }
 
 const guanaco_options& options_or_defaults(const guanaco_options* options) noexcept {
-  static const guanaco_options kDefaults;
-  return options != nullptr ? *options : kDefaults;
+  // Never destroyed: handlers that run at exit may come after a destructor.
+  union Immortal {
+    Immortal() : options() {}
+    ~Immortal() {}
+    guanaco_options options;
+  };
+  static const Immortal defaults;
+  return options != nullptr ? *options : defaults.options;
 }
 
 std::function<void(int, int)> prompt_progress(const guanaco_options& options,

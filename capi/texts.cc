@@ -157,7 +157,7 @@ guanaco_status guanaco_chat_stop(const guanaco_chat* chat, size_t index, const c
   return guard(error, [&]() -> guanaco_status {
     need(text, "text");
     need(length, "length");
-    const std::span<const std::string> stops = need(chat, "chat").shape.stops();
+    const std::span<const std::string_view> stops = need(chat, "chat").shape.stops();
     if (index >= stops.size()) return GUANACO_END;
     give(stops[index], text, length);
     return GUANACO_OK;

@@ -317,6 +317,59 @@ static void test_silence(void) {
   }
 }
 
+/* ---- At exit: a handler that was there first runs after the library's own. */
+
+static guanaco_chat* held;
+
+static reply rendered(void) {
+  reply all = {"", 0};
+  for (size_t i = 0;; ++i) {
+    const char *name = NULL, *text = NULL;
+    size_t length = 0;
+    if (guanaco_chat_name(i, &name, &length) != GUANACO_OK) return all;
+    guanaco_chat* chat = NULL;
+    OK(guanaco_chat_new(name, length, &chat, error));
+    OK(guanaco_chat_add(chat, GUANACO_ROLE_USER, TEXT("Hi"), error));
+    OK(guanaco_chat_render(chat, &text, &length, error));
+    append(&all, text, length);
+    OK(guanaco_chat_stop(chat, 1, &text, &length, error));
+    append(&all, text, length);
+    guanaco_chat_free(chat);
+  }
+}
+
+static reply before_exit;
+
+static void use_at_exit(void) {
+  const reply now = rendered();
+  const char* text = NULL;
+  size_t length = 0;
+  CHECK(now.length > 0 && same(&now, &before_exit));
+  OK(guanaco_chat_render(held, &text, &length, error));
+  CHECK(length > 0 && memcmp(text, before_exit.text, length) == 0);
+  guanaco_chat_free(held);
+  guanaco_stream* stream = NULL;
+  OK(guanaco_stream_new(NULL, &stream, error));
+  guanaco_stream_free(stream);
+  if (failures > 0) _exit(1);
+}
+
+static void test_exit(void) {
+  fflush(NULL);
+  const pid_t child = fork();
+  if (child == 0) {
+    atexit(use_at_exit);
+    before_exit = rendered();
+    OK(guanaco_chat_new(TEXT("guanaco"), &held, error));
+    OK(guanaco_chat_add(held, GUANACO_ROLE_USER, TEXT("Hi"), error));
+    guanaco_stream* stream = NULL;
+    OK(guanaco_stream_new(NULL, &stream, error));
+    guanaco_stream_free(stream);
+    exit(failures > 0);
+  }
+  CHECK(status_of(child) == 0);
+}
+
 /* A signal that the host waits for comes to it, though a model has threads of its own. */
 static void test_signals(void) {
   fflush(NULL);
@@ -342,6 +395,7 @@ int main(int argc, char** argv) {
   is_short = getenv("GUANACO_SHORT") != NULL;
   test_silence();
   test_signals();
+  test_exit();
   test_fork();
   test_dlopen();
   test_small_stack();
