@@ -15,12 +15,12 @@ namespace {
 template <typename T>
 guanaco_status fill(std::span<const T> result, T* buffer, size_t capacity, size_t* needed,
                     const char* name, guanaco_error* error) {
+  guanaco::require(buffer != nullptr || capacity == 0, ErrorCode::invalid_argument, "{}: is NULL",
+                   name);
   *needed = result.size();
   if (result.size() > capacity)
     return report(error, GUANACO_BUFFER_TOO_SMALL,
                   fmt::format("{}: room for {}, {} are needed", name, capacity, result.size()));
-  guanaco::require(buffer != nullptr || capacity == 0, ErrorCode::invalid_argument, "{}: is NULL",
-                   name);
   std::copy(result.begin(), result.end(), buffer);
   return GUANACO_OK;
 }
