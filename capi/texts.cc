@@ -9,6 +9,10 @@ using guanaco::ChatTemplate;
 using guanaco::ErrorCode;
 using guanaco::TokenId;
 
+static_assert(int(guanaco::Role::system) == GUANACO_ROLE_SYSTEM &&
+              int(guanaco::Role::user) == GUANACO_ROLE_USER &&
+              int(guanaco::Role::assistant) == GUANACO_ROLE_ASSISTANT);
+
 namespace {
 
 /// Copies a result into the caller's buffer, if there is room for all of it.
