@@ -6,6 +6,10 @@
 namespace guanaco::capi {
 namespace {
 
+static_assert(int(Severity::debug) == GUANACO_SEVERITY_DEBUG &&
+              int(Severity::info) == GUANACO_SEVERITY_INFO &&
+              int(Severity::warning) == GUANACO_SEVERITY_WARNING);
+
 std::filesystem::path path_of(const char* path, std::size_t length) {
   const std::string_view text = text_of(path, length, "path");
   require(text.find('\0') == text.npos, ErrorCode::invalid_argument,
@@ -185,9 +189,13 @@ guanaco_status guanaco_estimate(const char* path, size_t length, const guanaco_o
     const guanaco_options& chosen = options_or_defaults(options);
     const guanaco::MemoryEstimate memory =
         Model::estimate(path_of(path, length), model_options(chosen), chosen.session.context);
-    const std::uint64_t values[] = {memory.weights, memory.scratch, memory.session,
-                                    memory.loading, memory.host,    memory.device};
-    static_assert(GUANACO_MEMORY_WEIGHTS == 0 && GUANACO_MEMORY_DEVICE == 5);
+    std::uint64_t values[GUANACO_MEMORY_DEVICE + 1] = {};
+    values[GUANACO_MEMORY_WEIGHTS] = memory.weights;
+    values[GUANACO_MEMORY_SCRATCH] = memory.scratch;
+    values[GUANACO_MEMORY_SESSION] = memory.session;
+    values[GUANACO_MEMORY_LOADING] = memory.loading;
+    values[GUANACO_MEMORY_HOST] = memory.host;
+    values[GUANACO_MEMORY_DEVICE] = memory.device;
     std::copy_n(values, std::min(count, std::size(values)), bytes);
     return GUANACO_OK;
   });

@@ -7,6 +7,21 @@
 namespace guanaco::capi {
 namespace {
 
+static_assert(int(Device::automatic) == GUANACO_DEVICE_AUTOMATIC &&
+              int(Device::cpu) == GUANACO_DEVICE_CPU && int(Device::cuda) == GUANACO_DEVICE_CUDA);
+static_assert(int(ZeroPoints::automatic) == GUANACO_ZERO_POINTS_AUTOMATIC &&
+              int(ZeroPoints::v1) == GUANACO_ZERO_POINTS_V1 &&
+              int(ZeroPoints::v2) == GUANACO_ZERO_POINTS_V2);
+static_assert(int(ErrorCode::cancelled) == GUANACO_CANCELLED &&
+              int(ErrorCode::invalid_argument) == GUANACO_INVALID_ARGUMENT &&
+              int(ErrorCode::not_found) == GUANACO_NOT_FOUND &&
+              int(ErrorCode::malformed) == GUANACO_MALFORMED &&
+              int(ErrorCode::unsupported) == GUANACO_UNSUPPORTED &&
+              int(ErrorCode::out_of_memory) == GUANACO_OUT_OF_MEMORY &&
+              int(ErrorCode::context_full) == GUANACO_CONTEXT_FULL &&
+              int(ErrorCode::device) == GUANACO_DEVICE &&
+              int(ErrorCode::internal) == GUANACO_INTERNAL);
+
 constexpr std::int64_t kMost = std::numeric_limits<int>::max();
 
 struct IntOption {
@@ -84,8 +99,14 @@ guanaco_status report(guanaco_error* error, guanaco_status status,
 }
 
 const guanaco_options& options_or_defaults(const guanaco_options* options) noexcept {
-  static const guanaco_options kDefaults;
-  return options != nullptr ? *options : kDefaults;
+  // Never destroyed: handlers that run at exit may come after a destructor.
+  union Immortal {
+    Immortal() : options() {}
+    ~Immortal() {}
+    guanaco_options options;
+  };
+  static const Immortal defaults;
+  return options != nullptr ? *options : defaults.options;
 }
 
 std::function<void(int, int)> prompt_progress(const guanaco_options& options,

@@ -154,8 +154,9 @@ guanaco_status guanaco_session_rewind(guanaco_session* session, int64_t position
                                       guanaco_error* error) {
   return guard(error, [&] {
     guanaco::Session& of = need(session, "session").session;
-    guanaco::require(position == int(position), ErrorCode::invalid_argument,
-                     "position {}: must be 0 to {}", position, of.position());
+    if (position != int(position))
+      guanaco::fail(ErrorCode::invalid_argument, "position {}: must be 0 to {}", position,
+                    of.position());
     of.rewind(int(position));
     return GUANACO_OK;
   });

@@ -9,18 +9,22 @@ using guanaco::ChatTemplate;
 using guanaco::ErrorCode;
 using guanaco::TokenId;
 
+static_assert(int(guanaco::Role::system) == GUANACO_ROLE_SYSTEM &&
+              int(guanaco::Role::user) == GUANACO_ROLE_USER &&
+              int(guanaco::Role::assistant) == GUANACO_ROLE_ASSISTANT);
+
 namespace {
 
 /// Copies a result into the caller's buffer, if there is room for all of it.
 template <typename T>
 guanaco_status fill(std::span<const T> result, T* buffer, size_t capacity, size_t* needed,
                     const char* name, guanaco_error* error) {
+  guanaco::require(buffer != nullptr || capacity == 0, ErrorCode::invalid_argument, "{}: is NULL",
+                   name);
   *needed = result.size();
   if (result.size() > capacity)
     return report(error, GUANACO_BUFFER_TOO_SMALL,
                   fmt::format("{}: room for {}, {} are needed", name, capacity, result.size()));
-  guanaco::require(buffer != nullptr || capacity == 0, ErrorCode::invalid_argument, "{}: is NULL",
-                   name);
   std::copy(result.begin(), result.end(), buffer);
   return GUANACO_OK;
 }
@@ -157,7 +161,7 @@ guanaco_status guanaco_chat_stop(const guanaco_chat* chat, size_t index, const c
   return guard(error, [&]() -> guanaco_status {
     need(text, "text");
     need(length, "length");
-    const std::span<const std::string> stops = need(chat, "chat").shape.stops();
+    const std::span<const std::string_view> stops = need(chat, "chat").shape.stops();
     if (index >= stops.size()) return GUANACO_END;
     give(stops[index], text, length);
     return GUANACO_OK;

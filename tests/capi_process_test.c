@@ -1,5 +1,5 @@
 /* The C ABI and the process around it: fork, dlopen and dlclose, small stacks, many loads; and that
- * nothing is printed and no signal handler is changed.
+ * nothing is printed and the host keeps its signals.
  *
  *     capi_process_test MODEL */
 #include "capi_check.h"
@@ -248,7 +248,7 @@ static void test_many_loads(void) {
   if (!SANITIZED && !is_short) CHECK(resident_bytes() - warm < 2 << 20);
 }
 
-/* ---- Nothing is printed, and no signal handler is changed. */
+/* ---- Nothing is printed, no signal handler is changed, and no signal is taken. */
 
 typedef struct handler {
   struct sigaction action;
@@ -317,11 +317,85 @@ static void test_silence(void) {
   }
 }
 
+/* ---- At exit: a handler that was there first runs after the library's own. */
+
+static guanaco_chat* held;
+
+static reply rendered(void) {
+  reply all = {"", 0};
+  for (size_t i = 0;; ++i) {
+    const char *name = NULL, *text = NULL;
+    size_t length = 0;
+    if (guanaco_chat_name(i, &name, &length) != GUANACO_OK) return all;
+    guanaco_chat* chat = NULL;
+    OK(guanaco_chat_new(name, length, &chat, error));
+    OK(guanaco_chat_add(chat, GUANACO_ROLE_USER, TEXT("Hi"), error));
+    OK(guanaco_chat_render(chat, &text, &length, error));
+    append(&all, text, length);
+    OK(guanaco_chat_stop(chat, 1, &text, &length, error));
+    append(&all, text, length);
+    guanaco_chat_free(chat);
+  }
+}
+
+static reply before_exit;
+
+static void use_at_exit(void) {
+  const reply now = rendered();
+  const char* text = NULL;
+  size_t length = 0;
+  CHECK(now.length > 0 && same(&now, &before_exit));
+  OK(guanaco_chat_render(held, &text, &length, error));
+  CHECK(length > 0 && memcmp(text, before_exit.text, length) == 0);
+  guanaco_chat_free(held);
+  guanaco_stream* stream = NULL;
+  OK(guanaco_stream_new(NULL, &stream, error));
+  guanaco_stream_free(stream);
+  if (failures > 0) _exit(1);
+}
+
+static void test_exit(void) {
+  fflush(NULL);
+  const pid_t child = fork();
+  if (child == 0) {
+    atexit(use_at_exit);
+    before_exit = rendered();
+    OK(guanaco_chat_new(TEXT("guanaco"), &held, error));
+    OK(guanaco_chat_add(held, GUANACO_ROLE_USER, TEXT("Hi"), error));
+    guanaco_stream* stream = NULL;
+    OK(guanaco_stream_new(NULL, &stream, error));
+    guanaco_stream_free(stream);
+    exit(failures > 0);
+  }
+  CHECK(status_of(child) == 0);
+}
+
+/* A signal that the host waits for comes to it, though a model has threads of its own. */
+static void test_signals(void) {
+  fflush(NULL);
+  const pid_t child = fork();
+  if (child == 0) {
+    guanaco_model* const model = load_on(path, kThreadsOfChild);
+    sigset_t awaited;
+    int signal = 0;
+    sigemptyset(&awaited);
+    sigaddset(&awaited, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &awaited, NULL);
+    kill(getpid(), SIGTERM);
+    CHECK(sigwait(&awaited, &signal) == 0 && signal == SIGTERM);
+    guanaco_model_free(model);
+    exit(failures > 0);
+  }
+  CHECK(status_of(child) == 0);
+}
+
 int main(int argc, char** argv) {
   REQUIRE(argc == 2);
   path = argv[1];
   is_short = getenv("GUANACO_SHORT") != NULL;
   test_silence();
+  test_signals();
+  test_exit();
   test_fork();
   test_dlopen();
   test_small_stack();

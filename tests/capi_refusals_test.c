@@ -51,14 +51,21 @@ static void test_tokenizer(void) {
   REFUSES("tokenizer", guanaco_tokenizer_encode(NULL, "a", 1, 1, ids, 8, &got.needed, error));
   REFUSES("text", guanaco_tokenizer_encode(tokenizer, NULL, 1, 1, ids, 8, &got.needed, error));
   REFUSES("needed", guanaco_tokenizer_encode(tokenizer, "a", 1, 1, ids, 8, NULL, error));
+  for (size_t room = 1; room < 64; room += 31) /* too little, and enough */
+    REFUSES("tokens: is NULL",
+            guanaco_tokenizer_encode(tokenizer, "a", 1, 1, NULL, room, &got.needed, error));
   REFUSES("tokenizer",
           guanaco_tokenizer_encode_continuation(NULL, "a", 1, ids, 8, &got.needed, error));
   REFUSES("text",
           guanaco_tokenizer_encode_continuation(tokenizer, NULL, 1, ids, 8, &got.needed, error));
   REFUSES("needed", guanaco_tokenizer_encode_continuation(tokenizer, "a", 1, ids, 8, NULL, error));
+  REFUSES("tokens: is NULL",
+          guanaco_tokenizer_encode_continuation(tokenizer, "a", 1, NULL, 64, &got.needed, error));
   REFUSES("tokenizer", guanaco_tokenizer_decode(NULL, tokens, 4, text, 32, &got.needed, error));
   REFUSES("tokens", guanaco_tokenizer_decode(tokenizer, NULL, 4, text, 32, &got.needed, error));
   REFUSES("needed", guanaco_tokenizer_decode(tokenizer, tokens, 4, text, 32, NULL, error));
+  REFUSES("text: is NULL",
+          guanaco_tokenizer_decode(tokenizer, tokens, 4, NULL, 32, &got.needed, error));
   REFUSES("tokenizer", guanaco_tokenizer_piece(NULL, 1, &got.text, &got.length, error));
   REFUSES("bytes", guanaco_tokenizer_piece(tokenizer, 1, NULL, &got.length, error));
   REFUSES("length", guanaco_tokenizer_piece(tokenizer, 1, &got.text, NULL, error));

@@ -89,6 +89,41 @@ static void test_session(void) {
   guanaco_session_free(whole);
 }
 
+static int32_t count_down(uint64_t done, uint64_t total, void* user_data) {
+  int* const left = user_data;
+  CHECK(done <= total);
+  return --*left <= 0;
+}
+
+/* Whichever report of a feed or a prompt says to give up, it is cancelled, and nothing happened. */
+static void test_giving_up(void) {
+  int left = 1 << 30;
+  guanaco_options* const options = guanaco_options_new();
+  OK(guanaco_options_on_progress(options, count_down, &left, error));
+  guanaco_session* const session = session_of(model, 256);
+  guanaco_session_feed(session, story, 20, options, NULL);
+  const int reports = (1 << 30) - left;
+  CHECK(reports > 4);
+  for (int i = 1; i <= reports; ++i) {
+    guanaco_generation* generation = NULL;
+    const char* text = NULL;
+    size_t length = 0;
+    OK(guanaco_session_rewind(session, 0, error));
+    left = i;
+    GIVES(GUANACO_CANCELLED, guanaco_session_feed(session, story, 20, options, error));
+    CHECK(left == 0); /* the last call */
+    left = i;
+    OK(guanaco_generate_tokens(session, NULL, story, 20, options, &generation, error));
+    GIVES(GUANACO_CANCELLED,
+          guanaco_generation_next(generation, &text, &length, NULL, NULL, error));
+    CHECK(left == 0 && guanaco_generation_tokens(generation) == 0);
+    guanaco_generation_free(generation);
+    CHECK(guanaco_session_position(session) == 0);
+  }
+  guanaco_session_free(session);
+  guanaco_options_free(options);
+}
+
 static void test_many(void) {
   guanaco_session* const alone[] = {fed(story, story_length), fed(question, question_length)};
   guanaco_session* const sessions[] = {session_of(model, 256), session_of(model, 256),
@@ -419,6 +454,33 @@ static void test_free_orders(const char* path) {
   guanaco_tokenizer_free(words);
 }
 
+/* A session goes on as soon as another thread has freed its generation, and is refused until then.
+ */
+static void test_free_beside(void) {
+  for (int i = 0; i < 4; ++i) {
+    guanaco_session* const session = fed(story, 2);
+    guanaco_generation* generation = NULL;
+    const char* text = NULL;
+    size_t length = 0, known = 0;
+    OK(guanaco_generate_tokens(session, NULL, story + 2, 1, NULL, &generation, error));
+    OK(guanaco_generation_next(generation, &text, &length, NULL, NULL, error));
+    pthread_t thread;
+    REQUIRE(pthread_create(&thread, NULL, free_generation, generation) == 0);
+    guanaco_status status;
+    float logprob = 0;
+    do {
+      status = i == 0   ? guanaco_session_feed(session, story, 1, NULL, NULL)
+               : i == 1 ? guanaco_session_score(session, story, 1, &logprob, NULL, NULL)
+               : i == 2 ? guanaco_session_rewind(session, 1, NULL)
+                        : guanaco_session_reuse(session, story, 2, &known, NULL);
+    } while (status == GUANACO_INVALID_ARGUMENT);
+    CHECK(status == GUANACO_OK);
+    CHECK(guanaco_session_position(session) == (i < 2 ? 5 : 1)); /* with the token of the reply */
+    pthread_join(thread, NULL);
+    guanaco_session_free(session);
+  }
+}
+
 int main(int argc, char** argv) {
   REQUIRE(argc == 2);
   is_short = getenv("GUANACO_SHORT") != NULL;
@@ -429,6 +491,7 @@ int main(int argc, char** argv) {
   OK(guanaco_tokenizer_encode(tokenizer, TEXT(QUESTION), 1, question, 64, &question_length, error));
   REQUIRE(story_length > 16 && question_length > 8);
   test_session();
+  test_giving_up();
   test_many();
   test_score();
   test_replies();
@@ -436,6 +499,7 @@ int main(int argc, char** argv) {
   test_threads();
   test_cancel();
   test_free_orders(argv[1]);
+  test_free_beside();
   guanaco_tokenizer_free(tokenizer);
   guanaco_model_free(model);
   return failures > 0;

@@ -216,6 +216,17 @@ static void test_loading(void) {
   }
   guanaco_inspection_free(inspection);
 
+  /* What zero points are asked for is what they are taken for. */
+  for (int32_t version = GUANACO_ZERO_POINTS_V1; version <= GUANACO_ZERO_POINTS_V2; ++version) {
+    const char* text = NULL;
+    size_t length = 0;
+    OK(guanaco_options_set_int(options, GUANACO_OPTION_ZERO_POINTS, version, error));
+    OK(guanaco_inspect(TEXT(path), options, &inspection, error));
+    OK(guanaco_inspection_text(inspection, GUANACO_TEXT_FORMAT, 0, &text, &length, error));
+    CHECK(contains(text, length, version == GUANACO_ZERO_POINTS_V1 ? "points v1" : "points v2"));
+    guanaco_inspection_free(inspection);
+  }
+
   /* The estimate adds up, and gives as many as are asked for. */
   uint64_t bytes[8], first[2] = {0, 77};
   OK(guanaco_estimate(TEXT(path), options, bytes, 8, error));

@@ -1,44 +1,20 @@
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
-#include <numeric>
-#include <string>
+#include <stdexcept>
+#include <stop_token>
 #include <thread>
+#include <vector>
 
 #include <doctest/doctest.h>
 #include <guanaco/guanaco.h>
 
+#include "bundled.h"
 #include "error_of.h"
-#include "steady.h"
-#include "synthetic.h"
 
 namespace guanaco {
 namespace {
-
-/// The bundled model, loaded once with short passes, so that a prompt of 40 tokens takes several.
-const Model& bundled() {
-  static const Model model =
-      Model::load(GUANACO_MODEL, {.device = Device::cpu, .threads = 2, .rows = 16});
-  return model;
-}
-
-std::vector<TokenId> ids(std::string_view text) { return bundled().tokenizer().encode(text); }
-
-constexpr std::string_view kPrompt =
-    "### Human: What are the benefits of regular exercise? ### Assistant:";
-constexpr std::string_view kStory =
-    "Once upon a time there was a king who had three daughters, and the youngest of them asked her "
-    "father every evening "
-    "for a story before she went to sleep, whatever the weather was.";
-
-std::vector<float> copy(std::span<const float> values) { return {values.begin(), values.end()}; }
-
-/// The logits after `tokens` in a session of their own.
-std::vector<float> logits_after(const Model& model, std::span<const TokenId> tokens) {
-  Session session(model, {.context = 256});
-  session.feed(tokens);
-  return copy(session.logits());
-}
 
 TEST_CASE("feeding in slices gives the same logits as feeding at once") {
   const std::vector<TokenId> tokens = ids(kStory);
@@ -168,6 +144,74 @@ TEST_CASE("a feed that fails changes nothing") {
   CHECK(copy(session.logits()) == logits_after(bundled(), std::span(tokens).first(30)));
 }
 
+TEST_CASE("a feed that fails after a reply leaves the reply's last token unfed") {
+  const std::vector<TokenId> prompt = ids(kPrompt), more = ids(kStory);
+  const int held = int(prompt.size()) + 2;
+  const auto with_reply = [&](int context) {
+    Session session(bundled(), {.context = context});
+    session.generate(prompt, Sampler({.temperature = 0}), {.max_tokens = 3}).rest();
+    REQUIRE(session.position() == held);
+    return session;
+  };
+  Session expected = with_reply(256);
+  expected.feed(more);
+  REQUIRE(expected.position() == held + 1 + int(more.size()));
+
+  // One token more than there is room for; each of them alone would fit.
+  Session full = with_reply(held + 10), other = with_reply(held + 10);
+  const std::vector<float> before = copy(full.logits());
+  const auto too_many = std::span(more).first(10);
+  const Feed both[] = {{&other, std::span(more).first(1)}, {&full, too_many}};
+  CHECK(error_of([&] { full.feed(too_many); }).code() == ErrorCode::context_full);
+  CHECK(error_of([&] { full.score(too_many); }).code() == ErrorCode::context_full);
+  CHECK(error_of([&] { feed(both); }).code() == ErrorCode::context_full);
+  CHECK(error_of([&] { full.generate(too_many, Sampler()); }).code() == ErrorCode::context_full);
+  for (Session* const session : {&full, &other}) {
+    CHECK(session->position() == held);
+    CHECK(copy(session->logits()) == before);
+    session->feed({});  // nothing happens
+    CHECK(session->position() == held);
+    session->feed(too_many.first(9));
+    CHECK(session->position() == held + 10);
+    session->feed({});
+  }
+
+  for (const int at : {1, 20, int(more.size()) + 1}) {  // in the first pass, the second, the end
+    Session session = with_reply(256), second = with_reply(256);
+    const auto stopped_there = [&] {
+      std::stop_source stop;
+      return FeedOptions{.cancel = stop.get_token(), .progress = [=](int done, int) mutable {
+                           if (done >= at) stop.request_stop();
+                         }};
+    };
+    const Feed feeds[] = {{&session, more}, {&second, std::span(more).first(3)}};
+    CHECK(error_of([&] { session.feed(more, stopped_there()); }).code() == ErrorCode::cancelled);
+    CHECK(error_of([&] { feed(feeds, stopped_there()); }).code() == ErrorCode::cancelled);
+    CHECK(error_of([&] { session.score(more, stopped_there()); }).code() == ErrorCode::cancelled);
+    CHECK(session.position() == held);
+    CHECK(second.position() == held);
+    CHECK(copy(session.logits()) == before);
+    session.feed(more);
+    CHECK(std::ranges::equal(session.tokens(), expected.tokens()));
+    CHECK(copy(session.logits()) == copy(expected.logits()));
+    const std::vector<float> scores = second.score(more);
+    CHECK(copy(second.logits()) == copy(expected.logits()));
+    second.rewind(held + 1);
+    CHECK(second.score(more) == scores);
+  }
+}
+
+TEST_CASE("a score that fails after a rewind leaves no logits") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  Session session(bundled(), {.context = 256});
+  session.feed(tokens);
+  session.rewind(10);
+  const FeedOptions options{.progress = [](int, int) { throw std::runtime_error("enough"); }};
+  CHECK_THROWS_AS(session.score(tokens, options), std::runtime_error);
+  CHECK(session.logits().empty());
+  CHECK(session.position() == 10);
+}
+
 TEST_CASE("progress of a feed only grows and ends at the total") {
   Session session(bundled(), {.context = 256});
   const std::vector<TokenId> tokens = ids(kStory);
@@ -180,150 +224,6 @@ TEST_CASE("progress of a feed only grows and ends at the total") {
                }});
   CHECK(last == int(tokens.size()));
   CHECK(calls > bundled().info().layers);
-}
-
-TEST_CASE("the same seed gives the same text alone and in a batch and with any number of threads") {
-  const SamplerOptions sampling{
-      .temperature = 0.9f, .top_k = 50, .top_p = 0.95f, .repetition_penalty = 1.1f, .seed = 11};
-  const auto alone = [&](const Model& model, std::string_view prompt, std::uint64_t seed) {
-    Session session(model, {.context = 256});
-    SamplerOptions options = sampling;
-    options.seed = seed;
-    return session.generate(prompt, Sampler(options), {.max_tokens = 40}).rest();
-  };
-  const std::string_view prompts[] = {kPrompt, "The", kStory, kPrompt};
-  std::vector<std::string> expected;
-  for (std::size_t i = 0; i < 4; ++i) expected.push_back(alone(bundled(), prompts[i], i));
-  CHECK(expected[0] != expected[3]);  // the same prompt with another seed
-
-  const Model four = Model::load(GUANACO_MODEL, {.device = Device::cpu, .threads = 4});
-  CHECK(alone(four, prompts[0], 0) == expected[0]);
-
-  std::vector<Session> sessions;
-  std::vector<Generation> generations;
-  std::vector<Generation*> pointers;
-  for (std::size_t i = 0; i < 4; ++i) sessions.emplace_back(bundled(), SessionOptions{256});
-  for (std::size_t i = 0; i < 4; ++i) {
-    SamplerOptions options = sampling;
-    options.seed = i;
-    generations.push_back(sessions[i].generate(prompts[i], Sampler(options), {.max_tokens = 40}));
-  }
-  for (Generation& generation : generations) pointers.push_back(&generation);
-  std::vector<std::string> texts(4);
-  for (bool more = true; more;) {
-    step(pointers);
-    more = false;
-    for (std::size_t i = 0; i < 4; ++i)
-      if (const auto piece = generations[i].next()) {
-        texts[i] += piece->text;
-        more = true;
-      }
-  }
-  CHECK(texts == expected);
-}
-
-TEST_CASE("a generation reports how it ended") {
-  Session session(bundled(), {.context = 256});
-  const Sampler greedy({.temperature = 0});
-  {
-    Generation reply = session.generate(kPrompt, greedy, {.max_tokens = 3});
-    CHECK(reply.finish() == Finish::none);
-    CHECK(!reply.rest().empty());
-    CHECK(reply.finish() == Finish::max_tokens);
-    CHECK(reply.tokens() == 3);
-    CHECK(!reply.next());
-  }
-  session.rewind(0);
-  {
-    Generation reply =
-        session.generate(kPrompt, greedy, {.max_tokens = 200});  // golden: EOS after 61 tokens
-    const std::string text = reply.rest();
-    CHECK(reply.finish() == Finish::end_of_text);
-    CHECK(reply.tokens() == 61);
-    CHECK(text.starts_with("The most common"));
-  }
-  session.rewind(0);
-  {
-    Generation reply =
-        session.generate(kPrompt, greedy, {.max_tokens = 200, .stops = {"zebra", "a woman"}});
-    CHECK(reply.rest() == "The most common optimal solution to");
-    CHECK(reply.finish() == Finish::stop_text);
-  }
-  Session narrow(
-      bundled(),
-      {.context = 20});  // the prompt has 16 tokens, so five fit: four fed, the last only shown
-  {
-    Generation reply = narrow.generate(kPrompt, greedy);
-    const std::string text = reply.rest();
-    CHECK(reply.finish() == Finish::context_full);
-    CHECK(reply.tokens() == 5);
-    CHECK(narrow.position() == 20);
-  }
-  CHECK(error_of([&] { narrow.generate("more", greedy); }).code() == ErrorCode::context_full);
-}
-
-TEST_CASE("a session that a generation uses refuses everything else") {
-  Session session(bundled(), {.context = 256});
-  std::optional<Generation> reply = session.generate(kPrompt, Sampler());
-  REQUIRE(reply->next());
-  CHECK(contains(error_of([&] { session.feed(ids("a")); }), "in use by a generation"));
-  CHECK(contains(error_of([&] { session.rewind(0); }), "in use by a generation"));
-  CHECK(contains(error_of([&] { session.score(ids("a")); }), "in use by a generation"));
-  CHECK(contains(error_of([&] { session.generate("a", Sampler()); }), "in use by a generation"));
-  Session moved = std::move(session);
-  CHECK(reply->next());
-  reply.reset();
-  moved.rewind(0);
-  CHECK(moved.position() == 0);
-}
-
-TEST_CASE("impossible generations are refused with one line") {
-  Session session(bundled(), {.context = 32});
-  CHECK(contains(error_of([&] { session.generate("a", Sampler(), {.max_tokens = 0}); }),
-                 "max_tokens is 0"));
-  CHECK(contains(error_of([&] { session.generate("a", Sampler(), {.max_tokens = -4}); }),
-                 "max_tokens is -4"));
-  CHECK(contains(error_of([&] { session.generate("a", Sampler(), {.stops = {""}}); }), "stops[0]"));
-  CHECK(contains(error_of([&] { session.generate(std::span<const TokenId>(), Sampler()); }),
-                 "the prompt is empty"));
-  CHECK(error_of([&] { session.generate(std::string(500, 'x'), Sampler()); }).code() ==
-        ErrorCode::context_full);
-  CHECK(contains(error_of([&] { Session(bundled(), {.context = 0}); }), "context is 0"));
-  CHECK(contains(error_of([&] { Session(bundled(), {.context = -5}); }), "context is -5"));
-  CHECK(session.position() == 0);
-  CHECK(session.generate("", Sampler({.temperature = 0}), {.max_tokens = 2}).rest().size() >
-        0);  // goes on from BOS
-}
-
-TEST_CASE("a prompt that is not UTF-8 is read with replacement characters") {
-  Session session(bundled(), {.context = 64});
-  const auto reply = [&](std::string_view prompt) {
-    session.rewind(0);
-    return session.generate(prompt, Sampler({.temperature = 0}), {.max_tokens = 5}).rest();
-  };
-  CHECK(reply("\xff\xc3(") == reply("\uFFFD\uFFFD("));
-}
-
-TEST_CASE("a generation that goes on repeats and leaves out nothing") {
-  const Sampler greedy({.temperature = 0});
-  const std::string whole = [&] {
-    Session session(bundled(), {.context = 256});
-    return session.generate(kPrompt, greedy, {.max_tokens = 20}).rest();
-  }();
-  Session session(bundled(), {.context = 256});
-  std::string text = session.generate(kPrompt, greedy, {.max_tokens = 7}).rest();
-  {
-    Generation second =
-        session.generate("", greedy, {.max_tokens = 20, .drop_leading_space = false});
-    for (int i = 0; i < 5; ++i) text += second.next()->text;  // and given up
-  }
-  text += session.generate("", greedy, {.max_tokens = 8, .drop_leading_space = false}).rest();
-  CHECK(text == whole);
-
-  // feed() and score() go on from there too.
-  const int held = session.position();
-  session.feed(ids("x"));
-  CHECK(session.position() == held + 1 + int(ids("x").size()));
 }
 
 TEST_CASE("scores after a rewind are those of the text that is left") {
@@ -346,7 +246,29 @@ TEST_CASE("a progress callback that throws at the end leaves the session as it w
   CHECK(session.logits().empty());
 }
 
-TEST_CASE("a feed that waits for another can be cancelled and takes turns with it") {
+TEST_CASE("a feed that waits for another reports progress and can be cancelled by it") {
+  Session slow(bundled(), {.context = 64}), waiting(bundled(), {.context = 64});
+  std::atomic<bool> computing = false, cancelled = false, in_time = false;
+  std::jthread other([&] {
+    slow.feed(ids("a"), {.progress = [&](int done, int) {
+                if (done > 0 || computing.exchange(true)) return;
+                for (int i = 0; i < 5000 && !cancelled; ++i)  // while this holds its pass up
+                  std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                in_time = bool(cancelled);
+              }});
+  });
+  while (!computing) std::this_thread::yield();
+  std::stop_source stop;
+  CHECK(error_of([&] {
+          waiting.feed(ids("a"), {.cancel = stop.get_token(),
+                                  .progress = [&](int, int) { stop.request_stop(); }});
+        }).code() == ErrorCode::cancelled);
+  cancelled = true;
+  other.join();
+  CHECK(in_time);
+}
+
+TEST_CASE("a long feed takes turns with a short one") {
   Session slow(bundled(), {.context = 2048}), quick(bundled(), {.context = 64});
   const std::vector<TokenId> long_text(1800, 300);
   std::atomic<int> done = 0;
@@ -358,46 +280,6 @@ TEST_CASE("a feed that waits for another can be cancelled and takes turns with i
   while (done < 32) std::this_thread::yield();
   quick.feed(ids("a"));  // in between two of its passes
   CHECK(!finished);
-}
-
-TEST_CASE("a cancelled generation leaves its session ready for the next") {
-  Session session(bundled(), {.context = 256});
-  std::stop_source stop;
-  {
-    Generation reply = session.generate(
-        kStory, Sampler(), {.cancel = stop.get_token(), .progress = [&](int done, int) {
-                              if (done > 18) stop.request_stop();
-                            }});
-    CHECK(!reply.next());  // in the middle of the prompt
-    CHECK(reply.finish() == Finish::cancelled);
-  }
-  CHECK(session.position() == 0);
-  session.feed(ids(kStory));
-  CHECK(copy(session.logits()) == logits_after(bundled(), ids(kStory)));
-}
-
-TEST_CASE("cancelling one generation of a batch from another thread leaves the others alone") {
-  const std::string expected = [] {
-    Session session(bundled(), {.context = 256});
-    return session.generate(kPrompt, Sampler({.seed = 5}), {.max_tokens = 30}).rest();
-  }();
-  Session first(bundled(), {.context = 256}), second(bundled(), {.context = 256});
-  std::stop_source stop;
-  Generation kept = first.generate(kPrompt, Sampler({.seed = 5}), {.max_tokens = 30});
-  Generation cancelled = second.generate(kStory, Sampler({.seed = 6}),
-                                         {.max_tokens = 2000, .cancel = stop.get_token()});
-  std::jthread canceller([&] { stop.request_stop(); });
-  std::string text;
-  Generation* both[] = {&kept, &cancelled};
-  for (;;) {
-    step(both);
-    cancelled.next();
-    const auto piece = kept.next();
-    if (!piece) break;
-    text += piece->text;
-  }
-  CHECK(text == expected);
-  CHECK(cancelled.finish() == Finish::cancelled);
 }
 
 TEST_CASE("sessions of one model on several threads do not disturb each other") {
@@ -413,34 +295,6 @@ TEST_CASE("sessions of one model on several threads do not disturb each other") 
       });
   }
   CHECK(wrong == 0);
-}
-
-TEST_CASE("decoding a token allocates nothing") {
-  Session session(bundled(), {.context = 256}), other(bundled(), {.context = 256});
-  const Sampler sampler({.temperature = 0.8f,
-                         .top_k = 40,
-                         .top_p = 0.9f,
-                         .min_p = 0.01f,
-                         .repetition_penalty = 1.1f,
-                         .frequency_penalty = 0.1f,
-                         .presence_penalty = 0.1f});
-  const GenerateOptions options{
-      .max_tokens = 200, .stops = {"### Human:"}, .stop_at_end_of_text = false};
-  {
-    Generation reply = session.generate(kPrompt, sampler, options);
-    for (int i = 0; i < 8; ++i) reply.next();
-    const long before = allocations;
-    for (int i = 0; i < 60; ++i) reply.next();
-    CHECK(allocations - before == 0);
-  }
-  session.rewind(0);
-  Generation first = session.generate(kPrompt, sampler, options),
-             second = other.generate(kStory, sampler, options);
-  Generation* both[] = {&first, &second};
-  steps(both, 8);
-  const long before = allocations;
-  steps(both, 60);
-  CHECK(allocations - before == 0);
 }
 
 }  // namespace

@@ -12,8 +12,9 @@
  *  - Objects may be freed in any order, by any thread: a session keeps its model, a generation its session. Freeing
  *    NULL does nothing.
  *  - Calls that take an object as const may overlap each other; a call that takes it as non-const must be alone on that
- *    object. No object belongs to the thread that made it. The exception is guanaco_generation_cancel: any thread, any
- *    time between making and freeing the generation.
+ *    object. guanaco_generation_next and _step are non-const calls on the generation's session, too. The exception is
+ *    guanaco_generation_cancel: any thread, any time between making and freeing the generation. No object belongs to
+ *    the thread that made it.
  *  - Callbacks run on the thread that called, inside the call; they must not unwind (throw, longjmp) nor use objects
  *    that the call uses.
  *  - Nothing is printed, no signal handler is installed, the process is never ended; but a host without any memory left
@@ -200,7 +201,8 @@ GUANACO_API void guanaco_tokenizer_free(guanaco_tokenizer* tokenizer);
 GUANACO_API int32_t guanaco_tokenizer_size(const guanaco_tokenizer* tokenizer); /* pieces; 0 for NULL */
 GUANACO_API int32_t guanaco_tokenizer_bos(const guanaco_tokenizer* tokenizer);  /* -1: none */
 GUANACO_API int32_t guanaco_tokenizer_eos(const guanaco_tokenizer* tokenizer);  /* -1: none */
-/* begin: 1 for the beginning of a sequence (bos in front, a space before the first word), 0 without bos. */
+/* begin: 1 for the beginning of a sequence (bos in front, a space before the first word), 0 without bos. A byte that is
+ * not UTF-8 counts as U+FFFD, which may be three tokens. */
 GUANACO_API guanaco_status guanaco_tokenizer_encode(const guanaco_tokenizer* tokenizer, const char* text, size_t length,
                                                     int32_t begin, int32_t* tokens, size_t capacity, size_t* needed,
                                                     guanaco_error* error);
@@ -260,7 +262,8 @@ GUANACO_API guanaco_status guanaco_sampler_accept(guanaco_sampler* sampler, cons
 GUANACO_API guanaco_status guanaco_session_new(const guanaco_model* model, const guanaco_options* options,
                                                guanaco_session** out, guanaco_error* error);
 GUANACO_API void guanaco_session_free(guanaco_session* session);
-/* Appends tokens; their progress and cancelling by the options' callback. */
+/* Appends tokens, after the last one of a reply if nothing came after that yet; their progress and cancelling by the
+ * options' callback. */
 GUANACO_API guanaco_status guanaco_session_feed(guanaco_session* session, const int32_t* tokens, size_t count,
                                                 const guanaco_options* options, guanaco_error* error);
 /* The same for many sessions of one model, reading the weights once for all; all or nothing. */
@@ -272,9 +275,10 @@ GUANACO_API guanaco_status guanaco_session_score(guanaco_session* session, const
                                                  float* logprobs, const guanaco_options* options,
                                                  guanaco_error* error);
 /* [*count] scores of the next token, as natural logs up to a constant; NULL and 0 if there are none. Lives until the next
- * call that is not const. */
+ * call that is not const, as a generation's next and step are not. */
 GUANACO_API const float* guanaco_session_logits(const guanaco_session* session, size_t* count);
-/* [*count] all that the cache holds; likewise. */
+/* [*count] all that the cache holds; likewise. The last token of a reply is not there, nor in the position, until
+ * something is fed, scored or generated after it. */
 GUANACO_API const int32_t* guanaco_session_tokens(const guanaco_session* session, size_t* count);
 GUANACO_API int64_t guanaco_session_position(const guanaco_session* session); /* tokens so far; -1 for NULL */
 GUANACO_API int64_t guanaco_session_context(const guanaco_session* session);  /* room; -1 for NULL */

@@ -3,7 +3,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace guanaco {
 
@@ -46,14 +45,21 @@ class ChatTemplate {
   std::string render(std::span<const Message> conversation) const;
 
   /// Texts that end the assistant's turn.
-  std::span<const std::string> stops() const noexcept { return stops_; }
+  std::span<const std::string_view> stops() const noexcept { return kStops; }
   std::string_view name() const noexcept { return name_; }
 
  private:
   friend struct ChatTemplates;
-  ChatTemplate() = default;
-  std::string name_, system_, after_system_, human_, next_human_, assistant_;
-  std::vector<std::string> stops_;
+  constexpr ChatTemplate(std::string_view name, std::string_view system,
+                         std::string_view after_system, std::string_view between,
+                         std::string_view before_answer)
+      : name_(name),
+        system_(system),
+        after_system_(after_system),
+        between_(between),
+        before_answer_(before_answer) {}
+  static constexpr std::string_view kStops[] = {"### Human:", "### Assistant:"};
+  std::string_view name_, system_, after_system_, between_, before_answer_;
 };
 
 }  // namespace guanaco

@@ -26,8 +26,8 @@ struct SessionOptions {
 /// How a long feed is watched and stopped.
 struct FeedOptions {
   std::stop_token cancel = {};  ///< looked at before every layer; feed() then throws cancelled
-  /// Tokens computed so far and in all, on the calling thread, at least once a layer. Must not call
-  /// into the same Model.
+  /// Tokens computed so far and in all, on the calling thread, at least once a layer and while it
+  /// waits for others that use the Model. Must not call into the same Model.
   std::function<void(int done, int total)> progress = {};
 };
 
@@ -69,9 +69,9 @@ class Session {
   std::vector<float> score(std::span<const TokenId> tokens, const FeedOptions& options = {});
 
   /// [vocab] unnormalised natural-log scores of the next token; empty before the first feed, after
-  /// a rewind() that dropped tokens, and after a Generation whose tokens were chosen on a GPU, where
-  /// their logits stay. After another Generation they are those that its last token was chosen
-  /// from: feed() something first. Lives until the next call that is not const.
+  /// a rewind() that dropped tokens, and after a Generation whose tokens were chosen on a GPU,
+  /// where their logits stay. After another Generation they are those that its last token was
+  /// chosen from: feed() something first. Lives until the next call that is not const, or next().
   std::span<const float> logits() const noexcept;
 
   std::span<const TokenId> tokens() const noexcept;  ///< all that the cache holds
@@ -123,10 +123,10 @@ struct Piece {
   float logprob;
 };
 
-/// Text, token by token. Move-only; one thread at a time. Without a tokenizer all text is empty.
-/// The last token handed out is computed when something comes after it: the session holds it once
-/// it is fed, scored or generated from again, and forgets it when it is rewound or reused. A GPU
-/// may already compute the token after it, while the program works on this one.
+/// Text, token by token. Move-only; one thread at a time with its Session. Without a tokenizer all
+/// text is empty. The last token handed out is computed when something comes after it: the session
+/// holds it once it is fed, scored or generated from again, and forgets it when it is rewound or
+/// reused. A GPU may already compute the token after it, while the program works on this one.
 class Generation {
  public:
   Generation(Generation&&) noexcept;

@@ -10,17 +10,16 @@ void Watch::look() const {
             total);
 }
 
-void Watch::before_layer(int layer, int layers, int rows) const {
+void Watch::report(int rows) const {
+  if (progress != nullptr && *progress) (*progress)(done + rows, total);
   look();
-  if (progress != nullptr && *progress)
-    (*progress)(done + int(std::int64_t(rows) * layer / layers), total);
 }
 
 void forward(Backend& backend, const ModelWeights& weights, const Rows& rows, const Watch& watch) {
   const int layers = int(weights.layers.size());
   backend.embed(*weights.embedding, rows);
   for (int i = 0; i < layers; ++i) {
-    watch.before_layer(i, layers, rows.count());
+    watch.report(int(std::int64_t(rows.count()) * i / layers));
     const LayerWeights& layer = weights.layers[std::size_t(i)];
     backend.attention_input(layer, i, rows);
     backend.attend(i, rows);

@@ -16,7 +16,7 @@ struct ModelWeights {
   Weight head;  ///< hidden -> vocab
 };
 
-/// Who watches a feed that takes several passes: asked before every layer of each.
+/// Who watches a feed that takes several passes: asked before every layer of each, and at the end.
 struct Watch {
   std::span<const std::stop_token> cancel;                  ///< any of them ends the feed
   const std::function<void(int, int)>* progress = nullptr;  ///< tokens done, tokens in all
@@ -24,8 +24,8 @@ struct Watch {
 
   /// Throws cancelled if that was asked for.
   void look() const;
-  /// Looks, and reports progress.
-  void before_layer(int layer, int layers, int rows) const;
+  /// Reports progress with `rows` of the pass under way, and looks: the report may have asked.
+  void report(int rows) const;
 };
 
 /// THE forward pass (reference/formats.md 2.1), up to the residual stream after the last layer.

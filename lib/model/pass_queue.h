@@ -10,7 +10,8 @@ namespace guanaco {
 /// after each of its passes. Waiting allocates nothing. A Lockable, too.
 class PassQueue {
  public:
-  /// Waits for its turn. `look` is called now and then meanwhile, and gives up by throwing.
+  /// Waits for its turn. `look` is called now and then meanwhile, keeps nobody else from theirs,
+  /// and gives up by throwing.
   template <typename F>
   void lock(F&& look) {
     std::unique_lock guard(mutex_);
@@ -18,13 +19,16 @@ class PassQueue {
     append(self);
     while (held_ || first_ != &self) {
       changed_.wait_for(guard, std::chrono::milliseconds(10));
+      guard.unlock();
       try {
         look();
       } catch (...) {
+        guard.lock();
         remove(self);
         changed_.notify_all();
         throw;
       }
+      guard.lock();
     }
     held_ = true;
     first_ = self.next;  // `self` goes with this frame; who comes next waits for held_

@@ -15,7 +15,8 @@ class PassCutter {
  public:
   PassCutter(std::span<const InnerFeed> feeds, LoadedModel& model) : feeds_(feeds), model_(model) {}
 
-  /// One sequence's share of the pass: tokens [begin, end) of feeds[feed], rows from `row` on.
+  /// One sequence's share of the pass: rows [begin, end) of feeds[feed], those of the pass from
+  /// `row` on.
   struct Slice {
     std::size_t feed;
     int begin, end, row;
@@ -24,7 +25,7 @@ class PassCutter {
   /// True when all feeds are used up.
   bool done() const {
     for (std::size_t i = feed_; i < feeds_.size(); ++i)
-      if (!feeds_[i].tokens.empty()) return false;
+      if (feeds_[i].rows() > 0) return false;
     return true;
   }
 
@@ -36,17 +37,17 @@ class PassCutter {
     int row = 0, sequence = 0;
     while (feed_ < feeds_.size() && row < model_.rows) {
       const InnerFeed& feed = feeds_[feed_];
-      const int take = std::min(int(feed.tokens.size()) - done_, model_.rows - row);
+      const int take = std::min(feed.rows() - done_, model_.rows - row);
       for (int i = 0; i < take; ++i) {
         const auto at = std::size_t(row + i);
-        pass.tokens[at] = feed.tokens[std::size_t(done_ + i)];
+        pass.tokens[at] = feed.token(done_ + i);
         pass.positions[at] = feed.session->position() + done_ + i;
         pass.sequences[at] = sequence;
       }
       if (take > 0) pass.caches[std::size_t(sequence++)] = feed.session->pages.get();
       row += take;
       done_ += take;
-      if (done_ == int(feed.tokens.size())) {
+      if (done_ == feed.rows()) {
         ++feed_;
         done_ = 0;
       }
@@ -64,7 +65,7 @@ class PassCutter {
   void for_each_slice(F&& f) const {
     int row = 0, begin = first_begin_;
     for (std::size_t i = first_; i < feeds_.size() && row < rows_.count(); ++i) {
-      const int end = std::min(int(feeds_[i].tokens.size()), begin + rows_.count() - row);
+      const int end = std::min(feeds_[i].rows(), begin + rows_.count() - row);
       if (end > begin) f(Slice{i, begin, end, row});
       row += end - begin;
       begin = 0;
@@ -109,12 +110,11 @@ class LastRows {
   SessionState* sessions_[Backend::kLogitRows];
 };
 
-/// Scores tokens begin + 1 .. end (as far as there are any) of a feed from the logits of the rows
-/// before them.
+/// Scores the tokens of rows begin + 1 .. end (as far as there are any) of a feed from the logits
+/// of the rows before them.
 void score_slice(LoadedModel& model, const InnerFeed& feed, const PassCutter::Slice& slice) {
   const auto vocab = std::size_t(model.config.vocab);
-  const int last =
-      std::min(slice.end, int(feed.tokens.size()) - 1);  // rows [begin, last) have a successor
+  const int last = std::min(slice.end, feed.rows() - 1);  // rows [begin, last) have a successor
   int which[Backend::kLogitRows];
   for (int at = slice.begin; at < last; at += Backend::kLogitRows) {
     const int count = std::min(Backend::kLogitRows, last - at);
@@ -123,7 +123,7 @@ void score_slice(LoadedModel& model, const InnerFeed& feed, const PassCutter::Sl
     model.backend->logits(*model.weights.norm, *model.weights.head, {which, std::size_t(count)},
                           logits);
     for (int i = 0; i < count; ++i) {
-      const auto next = std::size_t(at + i + 1);
+      const auto next = std::size_t(at + i + 1 - int(feed.before.has_value()));
       feed.logprobs[next] =
           log_probability(logits.subspan(std::size_t(i) * vocab, vocab), feed.tokens[next]);
     }
@@ -139,26 +139,32 @@ float log_probability(std::span<const float> logits, TokenId token) {
   return float(double(logits[std::size_t(token)]) - double(largest) - std::log(sum));
 }
 
+void check_unused(const SessionState& session) {
+  require(!session.generating, ErrorCode::invalid_argument,
+          "the session is in use by a generation");
+}
+
 void check_feed(const SessionState& session, std::span<const TokenId> tokens) {
   const int vocab = session.loaded.config.vocab;
   for (std::size_t i = 0; i < tokens.size(); ++i)
     require(tokens[i] >= 0 && tokens[i] < vocab, ErrorCode::invalid_argument,
             "token {} of {} is {}, expected 0 to {}", i, tokens.size(), tokens[i], vocab - 1);
-  require(tokens.size() <= std::size_t(session.context - session.position()),
+  const int held = session.position() + int(session.unfed.has_value());
+  require(tokens.empty() || std::int64_t(tokens.size()) <= session.context - held,
           ErrorCode::context_full, "{} tokens do not fit: the session holds {} and has room for {}",
-          tokens.size(), session.position(), session.context);
+          tokens.size(), held, session.context);
 }
 
 void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
-  for (const InnerFeed& feed : feeds) watch.total += int(feed.tokens.size());
+  for (const InnerFeed& feed : feeds) watch.total += feed.rows();
   if (watch.total == 0) return;
   LoadedModel& model = feeds.front().session->loaded;
   for (const InnerFeed& feed : feeds)
-    if (!feed.logprobs.empty())
+    if (!feed.logprobs.empty() && !feed.before)
       feed.logprobs[0] =
           feed.session->has_logits ? log_probability(feed.session->logits, feed.tokens[0]) : 0.0f;
   for (PassCutter cutter(feeds, model); !cutter.done();) {
-    model.pass.queue.lock([&] { watch.look(); });
+    model.pass.queue.lock([&] { watch.report(0); });
     const std::unique_lock turn(model.pass.queue, std::adopt_lock);
     model.pass.choosing.collect_all(*model.backend);
     cutter.next();
@@ -166,7 +172,7 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
     LastRows last_rows(model);
     cutter.for_each_slice([&](const PassCutter::Slice& slice) {
       const InnerFeed& feed = feeds[slice.feed];
-      if (slice.end == int(feed.tokens.size()))
+      if (slice.end == feed.rows())
         last_rows.add(slice.row + slice.end - slice.begin - 1, *feed.session);
     });
     last_rows.read();
@@ -177,28 +183,18 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
     model.backend->end_pass();
     watch.done += cutter.rows().count();
   }
-  if (watch.progress != nullptr && *watch.progress) (*watch.progress)(watch.total, watch.total);
+  watch.report(0);
 
   // Everything was computed: from here on nothing fails. What a failed feed wrote lies in the cache
   // behind position().
   for (const InnerFeed& feed : feeds) {
-    if (feed.tokens.empty()) continue;
+    if (feed.rows() == 0) continue;
     SessionState& session = *feed.session;
+    if (feed.before) session.tokens.push_back(*feed.before);
     session.tokens.insert(session.tokens.end(), feed.tokens.begin(), feed.tokens.end());
     std::swap(session.logits, session.next_logits);
     session.has_logits = true;
     session.unfed.reset();
-  }
-}
-
-void catch_up(std::span<const InnerFeed> feeds, const Watch& watch) {
-  for (const InnerFeed& feed : feeds) {
-    SessionState& session = *feed.session;
-    if (!session.unfed) continue;
-    const TokenId token = *session.unfed;
-    check_feed(session, {&token, 1});
-    const InnerFeed one{&session, {&token, 1}};
-    feed_sessions({&one, 1}, {.cancel = watch.cancel});
   }
 }
 
@@ -233,13 +229,11 @@ void feed(std::span<const Feed> feeds, const FeedOptions& options) {
       require(inner[j].session != &session, ErrorCode::invalid_argument,
               "feeds {} and {} have the same session", j, i);
     check_feed(session, feeds[i].tokens);
-    inner[i] = {&session, feeds[i].tokens};
+    inner[i] = {.session = &session, .tokens = feeds[i].tokens};
+    if (!feeds[i].tokens.empty()) inner[i].before = session.unfed;
   }
   if (inner.empty()) return;
-  const Watch watch{.cancel = {&options.cancel, 1}, .progress = &options.progress};
-  catch_up(inner, watch);
-  for (const InnerFeed& feed : inner) check_feed(*feed.session, feed.tokens);
-  feed_sessions(inner, watch);
+  feed_sessions(inner, {.cancel = {&options.cancel, 1}, .progress = &options.progress});
 }
 
 }  // namespace guanaco

@@ -45,8 +45,8 @@ struct GenerationState {
   } step_lists;
 
   ~GenerationState() {
-    session->generating = false;
     if (!prompt && !pending.empty()) session->unfed = pending.back();
+    session->generating = false;
   }
 
   /// Ends the reply; what the stream held back becomes part of the ready piece, or one of its own.
@@ -136,6 +136,7 @@ Generation& Generation::operator=(Generation&&) noexcept = default;
 Generation::~Generation() = default;
 
 Generation Session::generate(std::string_view prompt, Sampler sampler, GenerateOptions options) {
+  check_unused(*state_);
   const Tokenizer& tokenizer = state_->model.tokenizer();
   const std::vector<TokenId> tokens =
       state_->position() == 0 ? tokenizer.encode(prompt) : tokenizer.encode_continuation(prompt);
@@ -144,8 +145,7 @@ Generation Session::generate(std::string_view prompt, Sampler sampler, GenerateO
 
 Generation Session::generate(std::span<const TokenId> prompt, Sampler sampler,
                              GenerateOptions options) {
-  require(!state_->generating, ErrorCode::invalid_argument,
-          "the session is in use by a generation");
+  check_unused(*state_);
   require(options.max_tokens >= 1, ErrorCode::invalid_argument,
           "GenerateOptions::max_tokens is {}, expected 1 or more", options.max_tokens);
   require(!prompt.empty() || !state_->tokens.empty() || state_->unfed, ErrorCode::invalid_argument,

@@ -19,8 +19,7 @@ Session::Session(Model model, const SessionOptions& options) {
           "a session of {} tokens needs {} bytes on {}, {} are free", options.context, wanted,
           loaded.info.device, free);
   try {
-    state_ =
-        std::make_shared<SessionState>(SessionState(std::move(model), loaded, options.context));
+    state_ = std::make_shared<SessionState>(std::move(model), loaded, options.context);
     {
       const std::lock_guard turn(loaded.pass.queue);
       loaded.pass.choosing.collect_all(*loaded.backend);
@@ -45,16 +44,20 @@ void Session::feed(std::span<const TokenId> tokens, const FeedOptions& options) 
 }
 
 std::vector<float> Session::score(std::span<const TokenId> tokens, const FeedOptions& options) {
-  require(!state_->generating, ErrorCode::invalid_argument,
-          "the session is in use by a generation");
+  check_unused(*state_);
   check_feed(*state_, tokens);
   std::vector<float> logprobs(tokens.size());
-  const InnerFeed feed{state_.get(), tokens, logprobs};
+  if (tokens.empty()) return logprobs;
+  const InnerFeed feed{state_.get(), tokens, logprobs, state_->unfed};
   const Watch watch{.cancel = {&options.cancel, 1}, .progress = &options.progress};
-  catch_up({&feed, 1}, watch);
-  restore_logits(*state_, watch.cancel);  // of the token before the first
-  check_feed(*state_, tokens);
-  feed_sessions({&feed, 1}, watch);
+  const bool had_logits = state_->has_logits;
+  try {
+    if (!feed.before) restore_logits(*state_, watch.cancel);  // of the token before the first
+    feed_sessions({&feed, 1}, watch);
+  } catch (...) {
+    state_->has_logits = had_logits;
+    throw;
+  }
   return logprobs;
 }
 
@@ -67,8 +70,7 @@ int Session::context() const noexcept { return state_->context; }
 const Model& Session::model() const noexcept { return state_->model; }
 
 void Session::rewind(int position) {
-  require(!state_->generating, ErrorCode::invalid_argument,
-          "the session is in use by a generation");
+  check_unused(*state_);
   require(position >= 0 && position <= state_->position(), ErrorCode::invalid_argument,
           "cannot rewind to position {}, expected 0 to {}", position, state_->position());
   state_->unfed.reset();
@@ -78,6 +80,7 @@ void Session::rewind(int position) {
 }
 
 int Session::reuse(std::span<const TokenId> prompt) {
+  check_unused(*state_);
   const std::span<const TokenId> held = state_->tokens;
   const auto most = prompt.empty() ? 0 : std::min(held.size(), prompt.size() - 1);
   const auto [end, unused] =

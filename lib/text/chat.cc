@@ -1,12 +1,10 @@
 #include <guanaco/chat.h>
 
-#include <array>
-
 #include "support/check.h"
 
 namespace guanaco {
 
-/// The five shapes, as data.
+/// The five shapes, as data: no constructor has to run before it is used, no destructor ends it.
 struct ChatTemplates {
   static constexpr const char* kSystem =
       "A chat between a curious human and an artificial intelligence assistant. The assistant "
@@ -15,26 +13,14 @@ struct ChatTemplates {
       "A chat between a curious human and an artificial intelligence assistant. The assistant "
       "gives helpful, detailed, and polite answers to the human's questions.";
 
-  /// `between` is what separates the turns, `before_assistant` a question from its answer.
-  static ChatTemplate make(const char* name, const char* system, const char* after_system,
-                           const std::string& between, const std::string& before_assistant) {
-    ChatTemplate shape;
-    shape.name_ = name;
-    shape.system_ = system;
-    shape.after_system_ = after_system;
-    shape.human_ = "### Human: ";
-    shape.next_human_ = between + shape.human_;
-    shape.assistant_ = before_assistant + "### Assistant:";
-    shape.stops_ = {"### Human:", "### Assistant:"};
-    return shape;
-  }
-
-  const std::array<ChatTemplate, 5> all = {
-      make("guanaco", kSystem, "\n", "\n", "\n"),
-      make("card", kSystem, "\n", "\n", " "),
-      make("train", "", "", "", ""),
-      make("eval", kSystem, " ", " ", " "),
-      make("webui", kWebuiSystem, "\n\n", "\n", "\n"),
+  // Name, system message, what separates it from the first turn, the turns, a question from its
+  // answer.
+  static constexpr ChatTemplate kAll[] = {
+      {"guanaco", kSystem, "\n", "\n", "\n"},
+      {"card", kSystem, "\n", "\n", " "},
+      {"train", "", "", "", ""},
+      {"eval", kSystem, " ", " ", " "},
+      {"webui", kWebuiSystem, "\n\n", "\n", "\n"},
   };
 };
 
@@ -54,24 +40,21 @@ const char* role_name(Role role) {
 
 }  // namespace
 
-std::span<const ChatTemplate> ChatTemplate::all() {
-  static const ChatTemplates templates;
-  return templates.all;
-}
+std::span<const ChatTemplate> ChatTemplate::all() { return ChatTemplates::kAll; }
 
 const ChatTemplate& ChatTemplate::named(std::string_view name) {
   std::string names;
   for (const ChatTemplate& shape : all()) {
     if (shape.name_ == name) return shape;
-    names += (names.empty() ? "" : ", ") + shape.name_;
+    names += (names.empty() ? "" : ", ") + std::string(shape.name_);
   }
   fail(ErrorCode::invalid_argument, "chat template: expected one of {}, found '{}'", names, name);
 }
 
 std::string ChatTemplate::render(std::span<const Message> conversation) const {
   const bool has_system = !conversation.empty() && conversation[0].role == Role::system;
-  const std::string& system = has_system ? conversation[0].text : system_;
-  std::string prompt = system.empty() ? "" : system + after_system_;
+  std::string prompt(has_system ? conversation[0].text : system_);
+  if (!prompt.empty()) prompt += after_system_;
   const std::size_t first = has_system ? 1 : 0;
   for (std::size_t i = first; i < conversation.size(); ++i) {
     const Message& message = conversation[i];
@@ -80,7 +63,8 @@ std::string ChatTemplate::render(std::span<const Message> conversation) const {
             "conversation[{}]: expected a message of role {}, found {}", i, role_name(expected),
             role_name(message.role));
     if (message.role == Role::user)
-      prompt += (i == first ? human_ : next_human_) + message.text + assistant_;
+      prompt += fmt::format("{}### Human: {}{}### Assistant:", i == first ? "" : between_,
+                            message.text, before_answer_);
     else
       prompt += " " + message.text;
   }
