@@ -30,8 +30,8 @@ static class Check {
     Show($"bad bytes: {Row(bad)}");
     Show($"half a character: [{tokenizer.Decode(new[] { bad[bad.Length - 3], bad[bad.Length - 2] })}]");
     using (var stream = new TextStream(new Options { Stops = new[] { "###" } })) {
-      var released = new[] { "The \xffsky\xc3", "\xbc #", "## Human" }.Select(part => stream.Push(part.Select(c => (byte)c).ToArray()));
-      Show($"stream: {Row(released.Select(text => $"[{text}]"))} [{stream.Finish()}] stop {stream.Stop}");
+      var parts = new[] { "The \xffsky\xc3", "\xbc #", "## Human" }.Select(part => part.Select(c => (byte)c).ToArray());
+      Show($"stream: {Row(parts.Select(part => $"[{stream.Push(part)}]"))} [{stream.Finish()}] stop {stream.Stop}");
     }
     using (var chat = new Chat("guanaco")) {
       chat.Add(Role.User, "What colour is the sky?");
@@ -46,7 +46,8 @@ static class Check {
     using (var greedy = new Sampler(new Options { Temperature = 0 })) {
       Func<Session, int> likeliest = of => greedy.Sample(of.Logits());
       int[] rest = prompt.Skip(4).ToArray();
-      Show($"surprise: {Row(session.Score(prompt).Skip(1).Select(score => (-score).ToString("F3", CultureInfo.InvariantCulture)))}");
+      var surprises = session.Score(prompt).Skip(1).Select(score => (-score).ToString("F3", CultureInfo.InvariantCulture));
+      Show($"surprise: {Row(surprises)}");
       Show($"next: {likeliest(session)}");
       session.Rewind(9);
       Show($"rewind: {session.Position} of {session.Context} holds {Row(session.Tokens())}");
@@ -118,7 +119,7 @@ static class Check {
     }
 
     Generation reply = null;
-    Action<long, long> cancel = (done, total) => {  // in the middle of the prompt; by another thread, as this one is inside the call
+    Action<long, long> cancel = (done, total) => {  // in the prompt; by another thread, as this one is inside the call
       var canceller = new Thread(() => reply.Cancel());
       canceller.Start();
       canceller.Join();

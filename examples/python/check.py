@@ -91,6 +91,11 @@ def failures(path, session, other, prompt):
         session.feed(prompt, progress=lambda done, total: True)
     except GuanacoError as error:
         print(f"given up: status {error.status}, position {session.position}")
+    try:
+        session.generate(prompt, stops="###")  # each character would be a stop
+        print("a str is taken for stops")
+    except TypeError:
+        pass
 
     def cancel(done, total):  # in the middle of the prompt; by another thread, for this one is inside the call
         canceller = threading.Thread(target=reply.cancel)

@@ -124,10 +124,10 @@ fn failures(path: &str, session: &mut Session, prompt: &[i32]) -> Result<()> {
     let mut reply = session.generate(prompt, options)?;
     let cancel = reply.cancel_handle();
     thread::spawn(move || {
-        asked.iter().for_each(|()| {
+        for () in asked {
             cancel.cancel();
-            tell.send(()).unwrap()
-        })
+            tell.send(()).expect("it waits");
+        }
     });
     println!("cancelled: [{}] finish {}", reply.rest()?, reply.finish().0);
     drop(reply);

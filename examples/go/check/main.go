@@ -164,6 +164,14 @@ func failures(path string, session, other *Session, ids []int32) {
 	}
 	reply.Close()
 
+	expired, stop := context.WithTimeout(context.Background(), 0)
+	defer stop()
+	reply = must(session.GenerateTokens(ids, nil, Options{}))
+	if reply.Next(expired) || reply.Err() != context.DeadlineExceeded {
+		fmt.Println("expired, but told:", reply.Err())
+	}
+	reply.Close()
+
 	must(session.GenerateTokens(ids, nil, Options{})).Next(context.Background()) // and forgotten
 	for tries := 0; session.Rewind(0) != nil && tries < 1000; tries++ {
 		runtime.GC()
