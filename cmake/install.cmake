@@ -3,12 +3,15 @@ include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/guanaco)
 
 # libguanaco.so.1 alone is what a program needs to run; all else is for building programs.
-install(TARGETS guanaco guanaco_c EXPORT guanaco-targets
-        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT development
+install(TARGETS guanaco EXPORT guanaco-targets
+        ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT development)
+install(TARGETS guanaco_c EXPORT guanaco-c-targets
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT development)
 install(DIRECTORY include/guanaco DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development
         FILES_MATCHING PATTERN "*.h")
-install(EXPORT guanaco-targets NAMESPACE guanaco:: DESTINATION ${package_dir} COMPONENT development)
+foreach(targets guanaco-targets guanaco-c-targets)
+  install(EXPORT ${targets} NAMESPACE guanaco:: DESTINATION ${package_dir} COMPONENT development)
+endforeach()
 
 configure_package_config_file(cmake/guanaco-config.cmake.in ${PROJECT_BINARY_DIR}/guanaco-config.cmake
                               INSTALL_DESTINATION ${package_dir})
@@ -45,5 +48,5 @@ set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_NAME libguanaco-dev)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SHLIBDEPS OFF)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_DEPENDS
-    "libguanaco${GUANACO_ABI} (= ${PROJECT_VERSION}), libsentencepiece-dev")
+    "libguanaco${GUANACO_ABI} (= ${PROJECT_VERSION}), libsentencepiece-dev, pkg-config")
 include(CPack)

@@ -21,6 +21,9 @@ dpkg-deb --contents "$runtime" | grep -v '/$' | awk '{print $6, $7, $8}' >"$scra
 cat "$scratch/files"
 [ -z "$(grep -v 'libguanaco\.so\.1' "$scratch/files")" ] || { echo 'more than the library is in it'; exit 1; }
 dpkg-deb --contents "$development" | grep -q 'include/guanaco/c\.h' || { echo 'no c.h in libguanaco-dev'; exit 1; }
+for needed in 'libguanaco1 (= ' libsentencepiece-dev pkg-config; do
+  dpkg-deb --field "$development" Depends | grep -qF "$needed" || { echo "libguanaco-dev does not depend on $needed"; exit 1; }
+done
 dpkg-deb --ctrl-tarfile "$runtime" | tar -xO ./triggers | grep -q ldconfig || { echo 'no trigger for ldconfig'; exit 1; }
 
 root=$scratch/root
@@ -36,6 +39,20 @@ program=$scratch/hello
 export PKG_CONFIG_PATH=$(dirname "$(find "$root" -name guanaco-c.pc)")
 "$cc" -std=c99 "$source/examples/hello.c" $(pkg-config --cflags --libs guanaco-c) -o "$program"
 LD_LIBRARY_PATH=$(dirname "$(find "$root" -name 'libguanaco.so.1')") "$program" "$model"
+# guanaco::c needs none of what guanaco::guanaco is built on.
+mkdir "$scratch/project"
+cat >"$scratch/project/CMakeLists.txt" <<EOF
+cmake_minimum_required(VERSION 3.25)
+project(stranger C)
+find_package(guanaco REQUIRED)
+add_executable(hello $source/examples/hello.c)
+target_link_libraries(hello guanaco::c)
+EOF
+cmake -S "$scratch/project" -B "$scratch/project/build" -DCMAKE_C_COMPILER="$cc" -DCMAKE_PREFIX_PATH="$root/usr" \
+  -DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON >"$scratch/out" && cmake --build "$scratch/project/build" >>"$scratch/out" ||
+  { cat "$scratch/out"; exit 1; }
+grep 'guanaco::guanaco, for C++, lacks PkgConfig::sentencepiece' "$scratch/out"
+"$scratch/project/build/hello" "$model"
 into --purge libguanaco-dev libguanaco1
 left=$(cd "$root" && find . -path ./var -prune -o -type f -print)
 [ -z "$left" ] || { echo "left behind: $left"; exit 1; }

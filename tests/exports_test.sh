@@ -1,6 +1,6 @@
 #!/bin/sh
 # The names of the C ABI are the same everywhere: exported by the library, listed in exports.map, declared in c.h and
-# in every binding; and the numbers of c.h are those of every binding.
+# in every binding; and the numbers and the parameters of c.h are those of every binding.
 #
 #     exports_test.sh SOURCE_DIR LIBRARY CC
 set -eu
@@ -38,7 +38,9 @@ for binding in rust go csharp python; do
 done
 
 # Numbers: the compiler says what c.h means, NAME VALUE; a binding has them as NAME = VALUE in its own spelling.
-grep -oE 'GUANACO_[A-Z0-9_]+ = -?[0-9]+' "$source/include/guanaco/c.h" | sed 's/ = / /' | sort >constants
+grep -oE 'GUANACO_[A-Z0-9_]+ = -?[0-9]+|^#define GUANACO_ABI [0-9]+' "$source/include/guanaco/c.h" |
+  sed 's/ = / /; s/#define //' | sort >constants
+grep -q '^GUANACO_ABI ' constants || { echo 'c.h defines no GUANACO_ABI'; exit 1; }
 {
   echo '#include <guanaco/c.h>'
   echo '#include <stdio.h>'
@@ -70,4 +72,34 @@ check_numbers() { # BINDING FILE...: every one of c.h's numbers is there under i
 check_numbers rust $(find "$source/examples/rust" -name '*.rs')
 check_numbers csharp $(find "$source/examples/csharp" -name '*.cs')
 check_numbers python $(find "$source/examples/python" -name '*.py')
-exit "$status"  # cgo takes the numbers from c.h itself
+
+# Parameters: how each is passed, in their order: p a pointer, 4 and 8 an integer of so many bytes, s a size_t, d a double.
+# What they mean beyond that is for check to find. One "name(type name, ...)" a line, of any language.
+shapes() {
+  sed -E 's/\(void\)/()/; s/, *\)/)/; s/\)$//' | awk '
+    function shape(p) {
+      if (p ~ /[*[<]| out |POINTER/) return "p"
+      if (p ~ / (int32_t|guanaco_option|guanaco_status|i32|c_int32|int|Status|Option|Info|Text|Role) /) return "4"
+      if (p ~ / (int64_t|i64|c_int64|long) /) return "8"
+      if (p ~ / (size_t|usize|c_size_t|Size) /) return "s"
+      return p ~ / (double|f64|c_double) / ? "d" : "p"
+    }
+    { at = index($0, "("); shapes = ""
+      count = split(substr($0, at + 1), parameters, ",")
+      for (i = 1; i <= count; ++i) shapes = shapes shape(" " parameters[i] " ")
+      print substr($0, 1, at - 1), shapes }' | sort
+}
+declarations() { # MARK FILE: what stands behind a mark, up to the closing parenthesis
+  sed 's,/\*.*\*/,,' "$2" | tr '\n' ' ' | sed "s/$1/\n&/g" | sed -nE "s/^$1 [^(]*\b(guanaco_[a-z_]*\([^)]*\)).*/\1/p"
+}
+declarations GUANACO_API "$source/include/guanaco/c.h" | shapes >wanted
+[ "$(wc -l <wanted)" -eq "$(wc -l <declared)" ] || { echo 'not all of c.h was understood'; status=1; }
+declarations 'pub fn' "$source/examples/rust/sys.rs" | shapes >found
+same 'parameters in c.h and sys.rs' wanted found
+declarations 'static extern' "$source/examples/csharp/Native.cs" | shapes >found
+same 'parameters in c.h and Native.cs' wanted found
+tr '\n' ' ' <"$source/examples/python/guanaco.py" | grep -oE 'guanaco_[a-z_]+=\(([^()]|\([^()]*\))*\)' |
+  sed 's/=//' | shapes >found
+sed 's/ .*//' found | join - wanted >some  # those that are declared one by one
+same 'parameters in c.h and guanaco.py' some found
+exit "$status"  # cgo takes numbers and parameters from c.h itself

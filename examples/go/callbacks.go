@@ -13,15 +13,23 @@ type callbacks struct {
 	panicked any
 }
 
-//export goProgress
-func goProgress(done, total C.uint64_t, handle C.uintptr_t) (stop C.int32_t) {
-	c := cgo.Handle(handle).Value().(*callbacks)
+// run calls back, unless a panic waits already; false: there is one, or the callback gives up.
+func (c *callbacks) run(callback func() bool) (goOn bool) {
+	if c.panicked != nil {
+		return false
+	}
 	defer func() {
 		if r := recover(); r != nil {
-			c.panicked, stop = r, 1
+			c.panicked, goOn = r, false
 		}
 	}()
-	if c.progress(uint64(done), uint64(total)) {
+	return callback()
+}
+
+//export goProgress
+func goProgress(done, total C.uint64_t, handle C.uintptr_t) C.int32_t {
+	c := cgo.Handle(handle).Value().(*callbacks)
+	if c.run(func() bool { return c.progress == nil || c.progress(uint64(done), uint64(total)) }) {
 		return 0
 	}
 	return 1
@@ -30,10 +38,5 @@ func goProgress(done, total C.uint64_t, handle C.uintptr_t) (stop C.int32_t) {
 //export goLog
 func goLog(severity C.int32_t, line *C.char, length C.size_t, handle C.uintptr_t) {
 	c := cgo.Handle(handle).Value().(*callbacks)
-	defer func() {
-		if r := recover(); r != nil {
-			c.panicked = r
-		}
-	}()
-	c.log(int(severity), C.GoStringN(line, C.int(length)))
+	c.run(func() bool { c.log(int(severity), C.GoStringN(line, C.int(length))); return true })
 }

@@ -256,9 +256,7 @@ func (o Options) bag() (*bag, error) {
 	if o.Progress != nil || o.Log != nil {
 		b.calls = &callbacks{progress: o.Progress, log: o.Log}
 		b.handle = cgo.NewHandle(b.calls)
-		if o.Progress != nil {
-			keep(C.on_progress(b.p, C.uintptr_t(b.handle), &e))
-		}
+		keep(C.on_progress(b.p, C.uintptr_t(b.handle), &e)) // a panic of Log, too, ends the call there
 		if o.Log != nil {
 			keep(C.on_log(b.p, C.uintptr_t(b.handle), &e))
 		}
@@ -298,6 +296,7 @@ func Load(path string, options Options) (*Model, error) {
 	}
 	defer b.close()
 	m := &Model{}
+	runtime.SetFinalizer(m, (*Model).Close) // now, for Log may panic although there is an object
 	var e C.guanaco_error
 	text, length := textPointer(path)
 	status := C.guanaco_model_load(text, length, b.p, &m.p, &e)
@@ -306,7 +305,6 @@ func Load(path string, options Options) (*Model, error) {
 	if _, err := check(status, &e); err != nil {
 		return nil, err
 	}
-	runtime.SetFinalizer(m, (*Model).Close)
 	return m, nil
 }
 
@@ -348,6 +346,7 @@ func Inspect(path string, options Options) (*Inspection, error) {
 	}
 	defer b.close()
 	i := &Inspection{}
+	runtime.SetFinalizer(i, (*Inspection).Close) // now, for Log may panic although there is an object
 	var e C.guanaco_error
 	text, length := textPointer(path)
 	status := C.guanaco_inspect(text, length, b.p, &i.p, &e)
@@ -356,7 +355,6 @@ func Inspect(path string, options Options) (*Inspection, error) {
 	if _, err := check(status, &e); err != nil {
 		return nil, err
 	}
-	runtime.SetFinalizer(i, (*Inspection).Close)
 	return i, nil
 }
 func (i *Inspection) Close() {
@@ -446,14 +444,22 @@ func (t *Tokenizer) EncodeContinuation(text string) ([]int32, error) {
 	})
 }
 func (t *Tokenizer) encode(text string, f func(*C.int32_t, C.size_t, *C.size_t, *C.guanaco_error) C.guanaco_status) ([]int32, error) {
-	tokens := make([]int32, len(text)+2) // a token is a byte at least, but for bos and the first space
+	tokens := make([]int32, len(text)+2) // enough for valid UTF-8; a bad byte becomes more than one token
 	to, room := idPointer(tokens)
 	var needed C.size_t
 	var e C.guanaco_error
-	_, err := check(f(to, room, &needed, &e), &e)
+	status := f(to, room, &needed, &e)
+	if status == C.GUANACO_BUFFER_TOO_SMALL {
+		tokens = make([]int32, needed)
+		to, room = idPointer(tokens)
+		status = f(to, room, &needed, &e)
+	}
 	runtime.KeepAlive(text)
 	runtime.KeepAlive(t)
-	return tokens[:needed], err
+	if _, err := check(status, &e); err != nil {
+		return nil, err
+	}
+	return tokens[:needed], nil
 }
 func (t *Tokenizer) Decode(tokens []int32) (string, error) {
 	var needed C.size_t

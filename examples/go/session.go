@@ -397,6 +397,9 @@ func (g *Generation) Next(ctx context.Context) bool {
 	status := C.guanaco_generation_next(p, &text, &length, &token, &logprob, &e)
 	g.text, g.token, g.logprob = goText(text, length), int32(token), float32(logprob)
 	end, err := check(status, &e)
+	if err == context.Canceled && ctx.Err() != nil {
+		err = ctx.Err() // DeadlineExceeded, maybe
+	}
 	g.err = err
 	if end || err != nil {
 		g.follow(nil)
@@ -415,7 +418,7 @@ func (g *Generation) Text() string     { return g.text }
 func (g *Generation) Token() int32     { return g.token }
 func (g *Generation) Logprob() float32 { return g.logprob }
 
-// Err is why Next gave false: nil at the end, context.Canceled, or a failure.
+// Err is why Next gave false: nil at the end, the context's own, context.Canceled, or a failure.
 func (g *Generation) Err() error { return g.err }
 
 // All is a channel of the texts; Err tells more once it is closed. Drain it, or cancel ctx, then Close.

@@ -244,6 +244,8 @@ class _Options(_Object):
     _free = _lib.guanaco_options_free
 
     def __init__(self, stops=(), progress=None, log=None, **values):
+        if isinstance(stops, str):  # else each of its characters would be a stop
+            raise TypeError("stops is a str, but has to be an iterable of them")
         self._pointer = _lib.guanaco_options_new()
         if self._pointer is None:
             raise MemoryError
@@ -251,6 +253,8 @@ class _Options(_Object):
 
         def guarded(callback):
             def call(*arguments):
+                if raised:
+                    return True
                 try:
                     return bool(callback(*arguments))
                 except BaseException as error:
@@ -258,8 +262,8 @@ class _Options(_Object):
                     return True
             return call
 
-        if progress is not None:
-            self._progress = _Progress(guarded(lambda done, total, _: progress(done, total)))
+        if progress is not None or log is not None:  # for what log raises, too, to end the call
+            self._progress = _Progress(guarded(lambda done, total, _: progress is not None and progress(done, total)))
             _call(_lib.guanaco_options_on_progress, self._pointer, self._progress, None)
         if log is not None:
             self._log = _Log(guarded(lambda severity, line, length, _: log(

@@ -309,15 +309,19 @@ impl<'a> Options<'a> {
     }
     /// Is told the bytes of a file or the tokens of a prompt, done so far and in all; false gives up.
     pub fn progress(self, progress: impl FnMut(u64, u64) -> bool + Send + 'a) -> Self {
-        let to = self.callbacks;
-        unsafe { (*to).progress = Some(Box::new(progress)) };
-        self.set(|o, e| unsafe { sys::guanaco_options_on_progress(o, Some(on_progress), to.cast(), e) })
+        unsafe { (*self.callbacks).progress = Some(Box::new(progress)) };
+        self.report_progress()
     }
     /// Of loading: is given the lines of the log.
     pub fn log(self, log: impl FnMut(Severity, &str) + Send + 'a) -> Self {
         let to = self.callbacks;
         unsafe { (*to).log = Some(Box::new(log)) };
-        self.set(|o, e| unsafe { sys::guanaco_options_on_log(o, Some(on_log), to.cast(), e) })
+        self.set(|o, e| unsafe { sys::guanaco_options_on_log(o, Some(on_log), to.cast(), e) }).report_progress()
+    }
+    /// Also for the log alone: that is where a panic ends the call.
+    fn report_progress(self) -> Self {
+        let to = self.callbacks;
+        self.set(|o, e| unsafe { sys::guanaco_options_on_progress(o, Some(on_progress), to.cast(), e) })
     }
     fn set(mut self, function: impl FnOnce(*mut sys::guanaco_options, *mut sys::guanaco_error) -> i32) -> Self {
         if self.refused.is_none() {
