@@ -9,7 +9,7 @@ namespace {
 constexpr int kMostSlots = 4 * kPassWarps;  // of the ring
 // Of shared memory: for the staged input of eight tokens this share of what other parts leave. Less
 // if blocks are long, which are more units.
-constexpr double kRecordsShare = 0.645, kLongRecordsShare = 0.58;
+constexpr double kRecordsShare = 0.645, kLongRecordsShare = 0.3;
 constexpr int kOtherShared = 72 * 1024;
 constexpr int kSystemShared = 1024;  // of each thread block
 // For one token all of a strip is one group if its staged input and the sums of its units take no
@@ -20,7 +20,7 @@ constexpr double kOneTokenShare = 0.42;
 constexpr int kUnitShare = 54, kLeastUnit = 4096;
 // Bytes that are copied at once, of a thread block: of the stage that it multiplies, and of stages
 // ahead of it. The latter leave memory to who is late, and L2 to the words that all wait for.
-constexpr int kUnderWay = 106 * 1024;
+constexpr int kUnderWay = 96 * 1024;
 constexpr int under_way_ahead(int tokens) { return (tokens == 1 ? 24 : 14) * 1024; }
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
@@ -115,9 +115,11 @@ PassLayout plan_pass(const std::vector<LinearPlan>& plans, int tokens, const Att
   layout.slots = std::clamp(rest / layout.slot_bytes / 2 * 2, 0, kMostSlots);
   if (layout.slots < kPassWarps) layout.slots = 0;
   // A parity tells a warp whether a copy has arrived if the slot was always its own, or if the slot
-  // was in use between the oldest unit that other warps work on and the youngest under way.
+  // was in use between the oldest unit that other warps work on and the youngest under way; and it
+  // tells a feeding warp if there are twice as many slots as copies under way.
   if (layout.slots < kPassWarps + 4) layout.slots = std::min(layout.slots, kPassWarps);
-  const int most = layout.slots == kPassWarps ? kPassWarps / 2 : layout.slots - kPassWarps - 1;
+  const int others = layout.slots == kPassWarps ? layout.slots : layout.slots - kPassWarps - 1;
+  const int most = std::min(layout.slots / 2, others);
   const auto odd = [&](int bytes) {
     return std::max(1, (std::min(bytes / layout.slot_bytes, most) - 1) | 1);
   };
