@@ -130,7 +130,8 @@ std::uint64_t weight_bytes(std::span<const Linear> parts) {
   std::uint64_t bytes = weight.bytes();
   for (const Linear& part : parts)
     if (const auto* gptq = std::get_if<GptqLinear>(&part); gptq != nullptr && gptq->g_idx) {
-      bytes += std::uint64_t(weight.strip_blocks) * kBlockInputs * sizeof(int);
+      // The order of the inputs, and their places.
+      bytes += 2 * std::uint64_t(weight.strip_blocks) * kBlockInputs * sizeof(int);
       break;
     }
   return bytes;
