@@ -1,4 +1,5 @@
-// Package guanaco is libguanaco for Go, over its C ABI. Copy guanaco.go, session.go and callbacks.go.
+// Package guanaco is libguanaco for Go, over its C ABI. Copy guanaco.go, session.go and callbacks.go into a folder of
+// your module.
 //
 //	model, err := guanaco.Load("guanaco-13B-GPTQ", guanaco.Options{})
 //	session, err := model.NewSession(guanaco.Options{Context: 2048})
