@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the library into a temporary prefix and uses it like a stranger: builds examples/ with
-# find_package, and hello.cc with pkg-config; both must talk.
+# Installs the library into a temporary prefix and uses it like a stranger: builds examples/ with find_package, hello.cc
+# with pkg-config, and hello.c with either against the static library; all must talk. Configures the library alone, too.
 #
 #     install_test.sh SOURCE_DIR BUILD_DIR MODEL CXX BUILD_TYPE SANITIZERS
 set -eu
@@ -34,3 +34,31 @@ export PKG_CONFIG_PATH="${pc%/*}"
 
 [ -s "$scratch/first.txt" ] || { echo 'hello printed nothing'; exit 1; }
 cmp "$scratch/first.txt" "$scratch/second.txt"
+
+if [ -z "$sanitizers" ]; then
+  echo '== C, without a shared library'
+  cc -std=c99 "$source/examples/hello.c" $(pkg-config --cflags --libs guanaco) -o "$scratch/hello_c"
+  mkdir "$scratch/project"
+  cat >"$scratch/project/CMakeLists.txt" <<EOF
+cmake_minimum_required(VERSION 3.25)
+project(stranger C)
+find_package(guanaco REQUIRED)
+add_executable(hello $source/examples/hello.c)
+target_link_libraries(hello guanaco::guanaco)
+EOF
+  cmake -G Ninja -S "$scratch/project" -B "$scratch/project/build" -DCMAKE_PREFIX_PATH="$prefix"
+  cmake --build "$scratch/project/build"
+  for hello in "$scratch/hello_c" "$scratch/project/build/hello"; do
+    ! ldd "$hello" | grep libguanaco || { echo "$hello has a shared library"; exit 1; }
+    "$hello" "$model" | cmp - "$scratch/first.txt"
+  done
+fi
+
+echo '== the library alone'  # with the options of README.md, and without what they say is not needed
+options=$(grep -oE -e '-DGUANACO_[A-Z]+=OFF' "$source/README.md" | sort -u)
+[ -n "$options" ] || { echo 'README.md names no options'; exit 1; }
+cmake -G Ninja -S "$source" -B "$scratch/alone" -DCMAKE_CXX_COMPILER="$cxx" $options -DCMAKE_DISABLE_FIND_PACKAGE_CLI11=ON \
+  -DCMAKE_DISABLE_FIND_PACKAGE_doctest=ON -DCMAKE_DISABLE_FIND_PACKAGE_benchmark=ON
+ninja -C "$scratch/alone" -n >"$scratch/steps"
+! grep -E 'Linking CXX executable|tests/|bench/' "$scratch/steps" || { echo 'more than the library would be built'; exit 1; }
+tail -n 1 "$scratch/steps"

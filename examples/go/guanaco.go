@@ -1,4 +1,5 @@
-// Package guanaco is libguanaco for Go, over its C ABI. Copy guanaco.go, session.go and callbacks.go.
+// Package guanaco is libguanaco for Go, over its C ABI. Copy guanaco.go, session.go and callbacks.go into a folder of
+// your module.
 //
 //	model, err := guanaco.Load("guanaco-13B-GPTQ", guanaco.Options{})
 //	session, err := model.NewSession(guanaco.Options{Context: 2048})
@@ -9,8 +10,10 @@
 //	err = reply.Err()
 //
 // A Model and a Tokenizer may be used by many goroutines at once, everything else by one at a time; Cancel by any.
-// Objects keep what they use alive and may be closed in any order; a finalizer closes what was forgotten. A closed
-// object gives an error of ErrInvalidArgument.
+// Objects keep what they use alive and may be closed in any order; a finalizer closes what was forgotten. While a
+// Generation is open, nothing but it may change its Session. A closed object gives an error of ErrInvalidArgument;
+// methods without errors give -1 (Position, Context, BOS, EOS, Stop), else 0 or nothing.
+// Callbacks must not use sessions of the same model, nor wait for a goroutine that does.
 package guanaco
 
 // #cgo pkg-config: guanaco-c
@@ -38,6 +41,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/cgo"
+	"strings"
 	"unsafe"
 )
 
@@ -78,7 +82,11 @@ func check(status C.guanaco_status, e *C.guanaco_error) (end bool, err error) {
 	case status == C.GUANACO_CANCELLED:
 		return false, context.Canceled
 	case status < 0:
-		return false, &Error{Status(status), C.GoString(&e.message[0])}
+		message := C.GoString(&e.message[0])
+		if object := strings.TrimSuffix(message, "is NULL"); object != message { // which nothing is here but what was closed
+			message = object + "is closed"
+		}
+		return false, &Error{Status(status), message}
 	}
 	return status == C.GUANACO_END, nil
 }

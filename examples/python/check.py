@@ -88,14 +88,21 @@ def failures(path, session, other, prompt):
         except RuntimeError as error:
             print(f"thrown by {what}: {error}, position {session.position}")
     try:
-        session.feed(prompt, progress=lambda done, total: True)
+        session.feed(prompt, progress=lambda done, total: False)
     except GuanacoError as error:
         print(f"given up: status {error.status}, position {session.position}")
+    for name, value in dict(stops="###", temperature="hot", max_tokens=1.5).items():  # of stops, each character would be one
+        try:
+            session.generate(prompt, **{name: value})
+            print(f"{name}={value!r} is taken")
+        except TypeError as error:
+            if name not in str(error):
+                print("not named:", error)
     try:
-        session.generate(prompt, stops="###")  # each character would be a stop
-        print("a str is taken for stops")
-    except TypeError:
+        next(session.generate(prompt, progress=throw))
+    except RuntimeError:
         pass
+    session.feed(prompt, progress=lambda done, total: None)  # goes on: both replies are gone
 
     def cancel(done, total):  # in the middle of the prompt; by another thread, for this one is inside the call
         canceller = threading.Thread(target=reply.cancel)
@@ -105,7 +112,6 @@ def failures(path, session, other, prompt):
     with session.generate(prompt, progress=cancel) as reply:
         print("cancelled:", list(reply), "finish", int(reply.finish))
     next(session.generate(prompt))  # and forgotten
-    gc.collect()
     session.rewind(0)
     print("forgotten: position", session.position)
     other.close()
@@ -116,6 +122,7 @@ def failures(path, session, other, prompt):
 
 
 def main(path):
+    gc.disable()  # what is forgotten is freed at once, and waits for no collector
     print("version:", guanaco.version)
     files(path)
     with Model(path) as model:

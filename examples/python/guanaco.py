@@ -6,8 +6,8 @@
    at the caller.
  - Settings are keyword arguments, named as GUANACO_OPTION_ in c.h but in lower case (seed=7). None, or leaving one
    out, is the default; those of other purposes are ignored. Besides them: stops, an iterable of str; progress(done,
-   total), which gives up by returning True; and, when loading, log(severity, line). Callbacks run on the thread that
-   called and must not use the objects that the call uses.
+   total), which gives up by returning False, while None goes on; and, when loading, log(severity, line). Callbacks run
+   on the thread that called; they must not use sessions of the same model, nor wait for a thread that does.
  - Model, Inspection and Tokenizer are immutable and may be used by many threads at once, anything else by one thread
    at a time, but any; Generation.cancel() is the exception. A call into the library lets other threads run.
  - Python handles signals between calls, and as a callback is entered; there it prints what the handler raises, and
@@ -23,6 +23,7 @@ from array import array
 from ctypes import (CDLL, CFUNCTYPE, POINTER, Structure, byref, c_char, c_char_p, c_float, c_double, c_int32, c_int64,
                     c_size_t, c_uint64, c_void_p, string_at)
 from functools import cached_property
+from numbers import Integral, Real
 from typing import NamedTuple
 
 ABI = 1  # of libguanaco.so.1
@@ -256,14 +257,15 @@ class _Options(_Object):
                 if raised:
                     return True
                 try:
-                    return bool(callback(*arguments))
+                    answer = callback(*arguments)
+                    return answer is not None and not answer
                 except BaseException as error:
                     raised.append(error)
                     return True
             return call
 
         if progress is not None or log is not None:  # for what log raises, too, to end the call
-            self._progress = _Progress(guarded(lambda done, total, _: progress is not None and progress(done, total)))
+            self._progress = _Progress(guarded(lambda done, total, _: progress is None or progress(done, total)))
             _call(_lib.guanaco_options_on_progress, self._pointer, self._progress, None)
         if log is not None:
             self._log = _Log(guarded(lambda severity, line, length, _: log(
@@ -277,10 +279,13 @@ class _Options(_Object):
                 raise TypeError(f"there is no option {name}")
             if value is None:
                 continue
-            if option in _FLOATS:
-                _call(_lib.guanaco_options_set_float, self._pointer, option, value)
+            kind = Real if option in _FLOATS else Integral
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}: expected a{' whole' if kind is Integral else ''} number, found {value!r}")
+            if kind is Real:
+                _call(_lib.guanaco_options_set_float, self._pointer, option, float(value))
             elif -1 << 63 <= value < 1 << 64:  # a seed may be any 64 bits
-                _call(_lib.guanaco_options_set_int, self._pointer, option, value)
+                _call(_lib.guanaco_options_set_int, self._pointer, option, int(value))
             else:
                 raise OverflowError(f"{name}: {value} has more than 64 bits")
 
@@ -288,7 +293,10 @@ class _Options(_Object):
         if self.raised:
             first = self.raised[0]
             self.raised.clear()
-            raise first
+            try:
+                raise first
+            finally:
+                del first  # its traceback has this frame: a circle would keep the caller's objects until a collection
 
     def call(self, function, *arguments):
         try:

@@ -1,4 +1,5 @@
-//! Asks pkg-config where libguanaco is, and has programs look for it there when they run.
+//! Asks pkg-config where libguanaco is. The programs of this package look for it there when they run; cargo passes no rpath on
+//! to packages that depend on this one, so theirs need LD_LIBRARY_PATH, or a build.rs that prints the line with -rpath below.
 use std::process::Command;
 
 fn main() {

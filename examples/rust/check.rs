@@ -106,6 +106,8 @@ fn failures(path: &str, session: &mut Session, prompt: &[i32]) -> Result<()> {
         let error = result.expect_err("it is wrong");
         println!("error: {} {error}", error.status.0);
     }
+    let error = session.generate(prompt, Options::new().max_tokens(usize::MAX)).map(drop).expect_err("it is too large");
+    assert!(error.message.contains(&i64::MAX.to_string()), "{error}");
 
     std::panic::set_hook(Box::new(|_| {})); // these panics are meant
     let panic =

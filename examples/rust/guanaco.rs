@@ -5,7 +5,8 @@
 //!  - Objects keep what they use, so they may be dropped in any order. Texts are copied; what is borrowed says so by its type.
 //!  - The types know the threads: [`Model`], [`Inspection`] and [`Tokenizer`] are immutable and may be used by many at once,
 //!    the others by one at a time, but any. [`CancelHandle`] is the exception: any thread, any time.
-//!  - Callbacks run on the thread that called, during the call. A panic in one of them ends the call and goes on in the caller.
+//!  - Callbacks run on the thread that called, during the call. They must not use sessions of the same model, nor wait for a
+//!    thread that does. A panic in one of them ends the call and goes on in the caller.
 use std::any::Any;
 use std::ffi::{c_void, CStr};
 use std::marker::PhantomData;
@@ -252,6 +253,10 @@ impl Default for Options<'_> {
         Self::new()
     }
 }
+/// What no i64 holds is out of every range, and refused as the largest one.
+fn integer(value: usize) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
 /// A method for each setting, with the type that is natural in Rust.
 macro_rules! settings {
     ($set:ident: $($c_name:ident = $number:literal => $name:ident($value:ident: $type:ty) $raw:expr, $doc:literal;)*) => {
@@ -265,15 +270,15 @@ macro_rules! settings {
 }
 settings! { guanaco_options_set_int:
     OPTION_DEVICE = 100 => device(value: Device) value.0.into(), "Of loading.";
-    OPTION_CUDA_DEVICE = 101 => cuda_device(value: usize) value as i64, "Of loading: ordinal, as in cudaSetDevice. 0.";
-    OPTION_THREADS = 102 => threads(value: usize) value as i64, "Of loading. 0: as many as there are cores.";
-    OPTION_ROWS = 103 => rows(value: usize) value as i64, "Of loading: most tokens in one pass over the weights. 512.";
+    OPTION_CUDA_DEVICE = 101 => cuda_device(value: usize) integer(value), "Of loading: ordinal, as in cudaSetDevice. 0.";
+    OPTION_THREADS = 102 => threads(value: usize) integer(value), "Of loading. 0: as many as there are cores.";
+    OPTION_ROWS = 103 => rows(value: usize) integer(value), "Of loading: most tokens in one pass over the weights. 512.";
     OPTION_ZERO_POINTS = 104 => zero_points(value: ZeroPoints) value.0.into(), "Of loading.";
-    OPTION_CONTEXT = 200 => context(value: usize) value as i64, "Of a session: tokens that it has room for. 2048.";
+    OPTION_CONTEXT = 200 => context(value: usize) integer(value), "Of a session: tokens that it has room for. 2048.";
     OPTION_SEED = 300 => seed(value: u64) value as i64, "Of a sampler. 0.";
-    OPTION_TOP_K = 302 => top_k(value: usize) value as i64, "Of a sampler. 0: off.";
-    OPTION_PENALTY_WINDOW = 308 => penalty_window(value: usize) value as i64, "Of a sampler. 0: all tokens count as seen.";
-    OPTION_MAX_TOKENS = 400 => max_tokens(value: usize) value as i64, "Of a reply. 512.";
+    OPTION_TOP_K = 302 => top_k(value: usize) integer(value), "Of a sampler. 0: off.";
+    OPTION_PENALTY_WINDOW = 308 => penalty_window(value: usize) integer(value), "Of a sampler. 0: all tokens count as seen.";
+    OPTION_MAX_TOKENS = 400 => max_tokens(value: usize) integer(value), "Of a reply. 512.";
     OPTION_DROP_LEADING_SPACE = 401 => drop_leading_space(value: bool) value.into(), "Of a reply: true. Of a stream: false.";
     OPTION_STOP_AT_END_OF_TEXT = 402 => stop_at_end_of_text(value: bool) value.into(), "Of a reply. true.";
     OPTION_TRIM_BEFORE_STOP = 403 => trim_before_stop(value: bool) value.into(), "Of a reply or a stream. true.";

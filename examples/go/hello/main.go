@@ -44,6 +44,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	defer reply.Close()
 	for reply.Next(context.Background()) {
 		fmt.Print(reply.Text())
 	}
