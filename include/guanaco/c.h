@@ -15,8 +15,10 @@
  *    object. guanaco_generation_next and _step are non-const calls on the generation's session, too. The exception is
  *    guanaco_generation_cancel: any thread, any time between making and freeing the generation. No object belongs to
  *    the thread that made it.
- *  - Callbacks run on the thread that called, inside the call; they must not unwind (throw, longjmp) nor use objects
- *    that the call uses.
+ *  - Callbacks run on the thread that called, inside the call; they must not unwind (throw, longjmp), change or free
+ *    objects that the call uses, nor wait for a thread that uses the same model. What would compute with that model
+ *    (session_new, feed, score, next, step) is GUANACO_INVALID_ARGUMENT in them; all else works there,
+ *    guanaco_generation_cancel of the call's own generation, too.
  *  - Nothing is printed, no signal handler is installed, the process is never ended; but a host without any memory left
  *    may see the libraries beneath (JSON, protobuf) end it. After fork() the child may use
  *    models of the CPU that no other thread was using at that moment, and load others.

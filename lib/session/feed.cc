@@ -182,8 +182,8 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
     });
     model.backend->end_pass();
     watch.done += cutter.rows().count();
+    watch.report(0);  // within the turn: no callback may start a pass that overtakes this feed
   }
-  watch.report(0);
 
   // Everything was computed: from here on nothing fails. What a failed feed wrote lies in the cache
   // behind position().
