@@ -53,7 +53,7 @@ constexpr IntOption kIntOptions[] = {
     {GUANACO_OPTION_STOP_AT_END_OF_TEXT, "stop_at_end_of_text", 0, 1,
      [](auto& o, auto v) { o.generate.stop_at_end_of_text = v != 0; }},
     {GUANACO_OPTION_TRIM_BEFORE_STOP, "trim_before_stop", 0, 1,
-     [](auto& o, auto v) { o.trim_before_stop = v != 0; }},
+     [](auto& o, auto v) { o.generate.trim_before_stop = v != 0; }},
 };
 
 struct FloatOption {

@@ -81,6 +81,11 @@ TEST_CASE("a generation reports how it ended") {
     CHECK(reply.rest() == "The most common optimal solution to");
     CHECK(reply.finish() == Finish::stop_text);
   }
+  session.rewind(0);
+  CHECK(session
+            .generate(kPrompt, greedy,
+                      {.max_tokens = 200, .stops = {"a woman"}, .trim_before_stop = false})
+            .rest() == "The most common optimal solution to ");
   Session narrow(
       bundled(),
       {.context = 20});  // the prompt has 16 tokens, so five fit: four fed, the last only shown

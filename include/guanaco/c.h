@@ -88,11 +88,11 @@ enum {
   GUANACO_OPTION_FREQUENCY_PENALTY = 306,  /* (float) 0: off */
   GUANACO_OPTION_PRESENCE_PENALTY = 307,   /* (float) 0: off */
   GUANACO_OPTION_PENALTY_WINDOW = 308,     /* [0, ...), 0: all tokens count as seen, else the last n */
-  /* of a generation; 401 and 403 also of a stream */
+  /* of a generation; 401, 403 and stop texts also of a stream */
   GUANACO_OPTION_MAX_TOKENS = 400,          /* [1, ...), 512 */
   GUANACO_OPTION_DROP_LEADING_SPACE = 401,  /* 0 or 1; 1 in generations, 0 in streams */
   GUANACO_OPTION_STOP_AT_END_OF_TEXT = 402, /* 0 or 1, 1 */
-  GUANACO_OPTION_TRIM_BEFORE_STOP = 403     /* 0 or 1, 1; of a stream: drop white space before a stop text */
+  GUANACO_OPTION_TRIM_BEFORE_STOP = 403     /* 0 or 1, 1: drop the ASCII white space before a stop text */
 };
 enum { GUANACO_DEVICE_AUTOMATIC = 0, GUANACO_DEVICE_CPU = 1, GUANACO_DEVICE_CUDA = 2 };
 enum { GUANACO_ZERO_POINTS_AUTOMATIC = 0, GUANACO_ZERO_POINTS_V1 = 1, GUANACO_ZERO_POINTS_V2 = 2 };

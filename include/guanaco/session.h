@@ -41,6 +41,7 @@ struct GenerateOptions {
   std::vector<std::string> stops =
       {};                          ///< matched on text, across tokens; never part of the stream
   bool drop_leading_space = true;  ///< of the reply, if it begins with one
+  bool trim_before_stop = true;    ///< drop the ASCII white space that stands before a stop text
   bool stop_at_end_of_text =
       true;  ///< end at the tokenizer's eos(); false: go on past it, for measuring
   std::stop_token cancel = {};  ///< looked at before every layer, in a long prompt too
