@@ -24,7 +24,6 @@ struct guanaco_options {
   guanaco::SamplerOptions sampler;
   guanaco::GenerateOptions generate;  ///< without what is said here on its own
   std::optional<bool> drop_leading_space;
-  bool trim_before_stop = true;
   guanaco_progress_fn progress = nullptr;
   void* progress_data = nullptr;
   guanaco_log_fn log = nullptr;

@@ -53,7 +53,7 @@ constexpr IntOption kIntOptions[] = {
     {GUANACO_OPTION_STOP_AT_END_OF_TEXT, "stop_at_end_of_text", 0, 1,
      [](auto& o, auto v) { o.generate.stop_at_end_of_text = v != 0; }},
     {GUANACO_OPTION_TRIM_BEFORE_STOP, "trim_before_stop", 0, 1,
-     [](auto& o, auto v) { o.trim_before_stop = v != 0; }},
+     [](auto& o, auto v) { o.generate.trim_before_stop = v != 0; }},
 };
 
 struct FloatOption {
@@ -185,9 +185,10 @@ guanaco_status guanaco_options_add_stop(guanaco_options* options, const char* te
                                         guanaco_error* error) {
   return guard(error, [&] {
     need(options, "options");
-    const std::string stop(text_of(text, length, "text"));
-    const guanaco::TextStream allowed({.stops = {stop}});  // throws if it is empty or not UTF-8
-    options->generate.stops.push_back(stop);
+    std::vector<std::string> stops = options->generate.stops;
+    stops.emplace_back(text_of(text, length, "text"));
+    const guanaco::TextStream allowed({.stops = stops});  // throws if it is empty or not UTF-8
+    options->generate.stops = std::move(stops);
     return GUANACO_OK;
   });
 }

@@ -177,7 +177,7 @@ guanaco_status guanaco_stream_new(const guanaco_options* options, guanaco_stream
     *out = new guanaco_stream{
         guanaco::TextStream({.stops = chosen.generate.stops,
                              .drop_leading_space = chosen.drop_leading_space.value_or(false),
-                             .trim_before_stop = chosen.trim_before_stop})};
+                             .trim_before_stop = chosen.generate.trim_before_stop})};
     return GUANACO_OK;
   });
 }

@@ -320,6 +320,26 @@ static void test_generation(void) {
   guanaco_session_free(other);
 }
 
+/* In a callback, what would wait for its own call. */
+static int32_t call_back(uint64_t done, uint64_t total, void* other) {
+  REFUSES("from a callback", guanaco_session_feed(other, tokens, 1, NULL, error));
+  REFUSES("from a callback", guanaco_session_score(other, tokens, 2, got.logprobs, NULL, error));
+  REFUSES("from a callback", guanaco_session_new(model, NULL, &got.made.session, error));
+  CHECK(guanaco_session_position(other) == 0);
+  return done > total;
+}
+
+static void test_callback(void) {
+  guanaco_session *const session = session_of(model, 8), *const other = session_of(model, 8);
+  guanaco_options* const options = guanaco_options_new();
+  OK(guanaco_options_on_progress(options, call_back, other, error));
+  OK(guanaco_session_feed(session, tokens, 4, options, error));
+  OK(guanaco_session_feed(other, tokens, 4, NULL, error));
+  guanaco_options_free(options);
+  guanaco_session_free(session);
+  guanaco_session_free(other);
+}
+
 /* ---- Classes of failure. */
 
 static int32_t give_up(uint64_t done, uint64_t total, void* user_data) {
@@ -469,6 +489,7 @@ int main(int argc, char** argv) {
   test_stream_and_sampler();
   test_session();
   test_generation();
+  test_callback();
   test_failures();
   guanaco_options_free(NULL);
   guanaco_inspection_free(NULL);

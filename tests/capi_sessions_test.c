@@ -256,6 +256,20 @@ static void test_replies(void) {
   CHECK(stopped.length < first.length && strstr(stopped.text, stop) == NULL);
   guanaco_generation_free(generation);
   guanaco_options_free(options);
+
+  /* Nor is the white space before it, unless that was asked for. */
+  const char* const word = strrchr(first.text, ' ') + 1;
+  for (int trim = 0; trim <= 1; ++trim) {
+    guanaco_options* const trimming =
+        options_of(GUANACO_OPTION_MAX_TOKENS, most, GUANACO_OPTION_SEED, 7,
+                   GUANACO_OPTION_TRIM_BEFORE_STOP, trim, 0);
+    OK(guanaco_options_add_stop(trimming, TEXT(word), error));
+    OK(guanaco_session_rewind(session, 0, error));
+    const reply cut = reply_to(session, QUESTION, trimming);
+    CHECK(cut.length > 0 && (cut.text[cut.length - 1] == ' ') == !trim);
+    CHECK(memcmp(cut.text, first.text, cut.length) == 0);
+    guanaco_options_free(trimming);
+  }
   guanaco_session_free(session);
 
   /* A full context ends a reply. */

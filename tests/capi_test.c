@@ -130,6 +130,8 @@ static void test_options(void) {
   REFUSES("stop", guanaco_options_add_stop(options, "", 0, error));
   REFUSES("UTF-8", guanaco_options_add_stop(options, "\xc3", 1, error));
   REFUSES("text", guanaco_options_add_stop(options, NULL, 1, error));
+  OK(guanaco_options_add_stop(options, "###", 3, error));
+  REFUSES("stops[1]", guanaco_options_add_stop(options, "", 0, error));
   REFUSES("options", guanaco_options_set_int(NULL, GUANACO_OPTION_SEED, 1, error));
   REFUSES("options", guanaco_options_set_float(NULL, GUANACO_OPTION_TOP_P, 1, error));
   REFUSES("options", guanaco_options_add_stop(NULL, "a", 1, error));

@@ -81,6 +81,11 @@ TEST_CASE("a generation reports how it ended") {
     CHECK(reply.rest() == "The most common optimal solution to");
     CHECK(reply.finish() == Finish::stop_text);
   }
+  session.rewind(0);
+  CHECK(session
+            .generate(kPrompt, greedy,
+                      {.max_tokens = 200, .stops = {"a woman"}, .trim_before_stop = false})
+            .rest() == "The most common optimal solution to ");
   Session narrow(
       bundled(),
       {.context = 20});  // the prompt has 16 tokens, so five fit: four fed, the last only shown
@@ -98,10 +103,11 @@ TEST_CASE("a session that a generation uses refuses everything else") {
   Session session(bundled(), {.context = 256});
   std::optional<Generation> reply = session.generate(kPrompt, Sampler());
   REQUIRE(reply->next());
-  CHECK(contains(error_of([&] { session.feed(ids("a")); }), "in use by a generation"));
-  CHECK(contains(error_of([&] { session.rewind(0); }), "in use by a generation"));
-  CHECK(contains(error_of([&] { session.score(ids("a")); }), "in use by a generation"));
-  CHECK(contains(error_of([&] { session.generate("a", Sampler()); }), "in use by a generation"));
+  const char* const in_use = "the session is in use by a generation: free that first";
+  CHECK(contains(error_of([&] { session.feed(ids("a")); }), in_use));
+  CHECK(contains(error_of([&] { session.rewind(0); }), in_use));
+  CHECK(contains(error_of([&] { session.score(ids("a")); }), in_use));
+  CHECK(contains(error_of([&] { session.generate("a", Sampler()); }), in_use));
   Session moved = std::move(session);
   CHECK(reply->next());
   reply.reset();

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 #include <stop_token>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -246,8 +247,44 @@ TEST_CASE("a progress callback that throws at the end leaves the session as it w
   CHECK(session.logits().empty());
 }
 
+TEST_CASE("a progress callback is refused what would wait for its own call") {
+  const std::vector<TokenId> tokens = ids(kStory);
+  Session session(bundled(), {.context = 256}), other(bundled(), {.context = 256});
+  Session talking(bundled(), {.context = 256});
+  Generation reply = talking.generate(kPrompt, Sampler({.temperature = 0}), {.max_tokens = 3});
+  Generation* const replies[] = {&reply};
+  int calls = 0;
+  const auto refused = [](auto&& call) {
+    const Error error = error_of(call);
+    CHECK(error.code() == ErrorCode::invalid_argument);
+    CHECK(contains(error, "from a callback of the same model"));
+  };
+  const auto progress = [&](int, int) {
+    ++calls;
+    refused([&] { other.feed(tokens); });
+    refused([&] { other.score(tokens); });
+    refused([&] { Session(bundled(), {.context = 64}); });
+    refused([&] { reply.next(); });
+    refused([&] { step(replies); });
+    CHECK(other.position() == 0);
+  };
+  session.feed(tokens, {.progress = progress});
+  CHECK(calls > 2 * bundled().info().layers);
+  CHECK(copy(session.logits()) == logits_after(bundled(), tokens));
+
+  session.rewind(0);
+  calls = 0;
+  const std::string text =
+      session
+          .generate(kPrompt, Sampler({.temperature = 0}), {.max_tokens = 3, .progress = progress})
+          .rest();
+  CHECK(reply.rest() == text);
+  CHECK(calls > 0);
+}
+
 TEST_CASE("a feed that waits for another reports progress and can be cancelled by it") {
-  Session slow(bundled(), {.context = 64}), waiting(bundled(), {.context = 64});
+  Session slow(bundled(), {.context = 64}), waiting(bundled(), {.context = 64}),
+      third(bundled(), {.context = 64});
   std::atomic<bool> computing = false, cancelled = false, in_time = false;
   std::jthread other([&] {
     slow.feed(ids("a"), {.progress = [&](int done, int) {
@@ -260,8 +297,11 @@ TEST_CASE("a feed that waits for another reports progress and can be cancelled b
   while (!computing) std::this_thread::yield();
   std::stop_source stop;
   CHECK(error_of([&] {
-          waiting.feed(ids("a"), {.cancel = stop.get_token(),
-                                  .progress = [&](int, int) { stop.request_stop(); }});
+          waiting.feed(ids("a"), {.cancel = stop.get_token(), .progress = [&](int, int) {
+                                    CHECK(contains(error_of([&] { third.feed(ids("a")); }),
+                                                   "from a callback of the same model"));
+                                    stop.request_stop();
+                                  }});
         }).code() == ErrorCode::cancelled);
   cancelled = true;
   other.join();

@@ -5,8 +5,9 @@
  *    `status < 0` is the only error test.
  *  - `error` comes last, may be NULL, is the caller's memory and is written on failure only: one line that names the
  *    culprit, what was expected and what was found. Nothing is thread-local, nothing has to be freed.
- *  - After anything but success *out is NULL and all other results are 0 or NULL; objects are as before the call. A NULL
- *    argument where an object, text, array or result is needed is GUANACO_INVALID_ARGUMENT, except where it says so.
+ *  - After anything but success *out is NULL, all other results are 0 or NULL, and objects are as before the call. A NULL
+ *    argument where an object, text, array or result is needed is GUANACO_INVALID_ARGUMENT. Where a function differs, it
+ *    says so.
  *  - Text is UTF-8 with a length in bytes, never NUL-terminated; the pointer may be NULL if the length is 0. Arguments
  *    are read during the call only. Text that is returned lives until the next call on its object or its end.
  *  - Objects may be freed in any order, by any thread: a session keeps its model, a generation its session. Freeing
@@ -15,8 +16,10 @@
  *    object. guanaco_generation_next and _step are non-const calls on the generation's session, too. The exception is
  *    guanaco_generation_cancel: any thread, any time between making and freeing the generation. No object belongs to
  *    the thread that made it.
- *  - Callbacks run on the thread that called, inside the call; they must not unwind (throw, longjmp) nor use objects
- *    that the call uses.
+ *  - Callbacks run on the thread that called, inside the call; they must not unwind (throw, longjmp), change or free
+ *    objects that the call uses, nor wait for a thread that uses the same model. What would compute with that model
+ *    (session_new, feed, score, next, step) is GUANACO_INVALID_ARGUMENT in them; all else works there,
+ *    guanaco_generation_cancel of the call's own generation, too.
  *  - Nothing is printed, no signal handler is installed, the process is never ended; but a host without any memory left
  *    may see the libraries beneath (JSON, protobuf) end it. After fork() the child may use
  *    models of the CPU that no other thread was using at that moment, and load others.
@@ -86,11 +89,11 @@ enum {
   GUANACO_OPTION_FREQUENCY_PENALTY = 306,  /* (float) 0: off */
   GUANACO_OPTION_PRESENCE_PENALTY = 307,   /* (float) 0: off */
   GUANACO_OPTION_PENALTY_WINDOW = 308,     /* [0, ...), 0: all tokens count as seen, else the last n */
-  /* of a generation; 401 and 403 also of a stream */
+  /* of a generation; 401, 403 and stop texts also of a stream */
   GUANACO_OPTION_MAX_TOKENS = 400,          /* [1, ...), 512 */
   GUANACO_OPTION_DROP_LEADING_SPACE = 401,  /* 0 or 1; 1 in generations, 0 in streams */
   GUANACO_OPTION_STOP_AT_END_OF_TEXT = 402, /* 0 or 1, 1 */
-  GUANACO_OPTION_TRIM_BEFORE_STOP = 403     /* 0 or 1, 1; of a stream: drop white space before a stop text */
+  GUANACO_OPTION_TRIM_BEFORE_STOP = 403     /* 0 or 1, 1: drop the ASCII white space before a stop text */
 };
 enum { GUANACO_DEVICE_AUTOMATIC = 0, GUANACO_DEVICE_CPU = 1, GUANACO_DEVICE_CUDA = 2 };
 enum { GUANACO_ZERO_POINTS_AUTOMATIC = 0, GUANACO_ZERO_POINTS_V1 = 1, GUANACO_ZERO_POINTS_V2 = 2 };
@@ -113,8 +116,8 @@ enum { /* numbers of a model; guanaco::ModelInfo */
   GUANACO_INFO_FFN = 6,
   GUANACO_INFO_VOCAB = 7,   /* logits of a token; may exceed the tokenizer's size */
   GUANACO_INFO_CONTEXT = 8, /* positions it was trained for */
-  GUANACO_INFO_BITS = 9,
-  GUANACO_INFO_GROUP_SIZE = 10,
+  GUANACO_INFO_BITS = 9,        /* of a quantised weight; 16 or 32 where none is quantised */
+  GUANACO_INFO_GROUP_SIZE = 10, /* input rows that share a scale; -1: the whole column; 0: not quantised */
   GUANACO_INFO_ACT_ORDER = 11, /* 0 or 1 */
   GUANACO_INFO_PARAMETERS = 12,
   GUANACO_INFO_FILE_BYTES = 13,
@@ -237,7 +240,8 @@ GUANACO_API guanaco_status guanaco_chat_stop(const guanaco_chat* chat, size_t in
 GUANACO_API guanaco_status guanaco_stream_new(const guanaco_options* options, guanaco_stream** out,
                                               guanaco_error* error);
 GUANACO_API void guanaco_stream_free(guanaco_stream* stream);
-/* The text that these bytes release, possibly none. GUANACO_END with the last text once a stop text was found. */
+/* The text that these bytes release, possibly none. GUANACO_END once a stop text was found: the first time it comes with
+ * the last text, which is to be shown, too. */
 GUANACO_API guanaco_status guanaco_stream_push(guanaco_stream* stream, const char* bytes, size_t count,
                                                const char** text, size_t* length, guanaco_error* error);
 /* What was held back. */
@@ -258,7 +262,8 @@ GUANACO_API guanaco_status guanaco_sampler_sample(guanaco_sampler* sampler, cons
 GUANACO_API guanaco_status guanaco_sampler_accept(guanaco_sampler* sampler, const int32_t* tokens, size_t count,
                                                   guanaco_error* error);
 
-/* ---- Session. While a generation of it lives, what is not const here is GUANACO_INVALID_ARGUMENT. */
+/* ---- Session. While a generation of it lives, even one that has ended, what is not const here is
+ * GUANACO_INVALID_ARGUMENT: free that first. Nothing copies a session; to try another way, rewind it. */
 GUANACO_API guanaco_status guanaco_session_new(const guanaco_model* model, const guanaco_options* options,
                                                guanaco_session** out, guanaco_error* error);
 GUANACO_API void guanaco_session_free(guanaco_session* session);
@@ -270,12 +275,14 @@ GUANACO_API guanaco_status guanaco_session_feed(guanaco_session* session, const 
 GUANACO_API guanaco_status guanaco_session_feed_many(guanaco_session* const* sessions, const int32_t* const* tokens,
                                                      const size_t* counts, size_t count,
                                                      const guanaco_options* options, guanaco_error* error);
-/* Feeds, and gives the natural log-probability of each token after all before it: logprobs[count]. */
+/* Feeds, and gives the natural log-probability of each token after all before it: logprobs[count]. The first token of an
+ * empty session has nothing before it and gets 0. */
 GUANACO_API guanaco_status guanaco_session_score(guanaco_session* session, const int32_t* tokens, size_t count,
                                                  float* logprobs, const guanaco_options* options,
                                                  guanaco_error* error);
-/* [*count] scores of the next token, as natural logs up to a constant; NULL and 0 if there are none. Lives until the next
- * call that is not const, as a generation's next and step are not. */
+/* [*count] scores of the next token, as natural logs up to a constant. NULL and 0 before the first token, after a rewind
+ * that dropped tokens, and after a reply whose tokens a GPU chose; after another reply they are those that its last token
+ * was chosen from. Lives until the next call that is not const, as a generation's next and step are not. */
 GUANACO_API const float* guanaco_session_logits(const guanaco_session* session, size_t* count);
 /* [*count] all that the cache holds; likewise. The last token of a reply is not there, nor in the position, until
  * something is fed, scored or generated after it. */
@@ -284,7 +291,8 @@ GUANACO_API int64_t guanaco_session_position(const guanaco_session* session); /*
 GUANACO_API int64_t guanaco_session_context(const guanaco_session* session);  /* room; -1 for NULL */
 /* Forgets all tokens from `position` on. */
 GUANACO_API guanaco_status guanaco_session_rewind(guanaco_session* session, int64_t position, guanaco_error* error);
-/* Rewinds to the longest common beginning with a prompt: *known tokens of it need not be fed again. */
+/* Rewinds to the longest common beginning with a prompt, short of the whole prompt: *known tokens of it need not be fed
+ * again, and at least the last one is left to feed. */
 GUANACO_API guanaco_status guanaco_session_reuse(guanaco_session* session, const int32_t* tokens, size_t count,
                                                  size_t* known, guanaco_error* error);
 
@@ -299,8 +307,8 @@ GUANACO_API guanaco_status guanaco_generate_tokens(guanaco_session* session, con
                                                    guanaco_error* error);
 GUANACO_API void guanaco_generation_free(guanaco_generation* generation);
 /* The next token: GUANACO_OK with whole code points of text, possibly none; then GUANACO_END, or GUANACO_CANCELLED, for
- * ever. token: -1 if only text was released. token and logprob (natural log, before temperature and penalties) may be
- * NULL. */
+ * ever and without text. token: -1 if only text was released. token and logprob (natural log, before temperature and
+ * penalties) may be NULL. */
 GUANACO_API guanaco_status guanaco_generation_next(guanaco_generation* generation, const char** text, size_t* length,
                                                    int32_t* token, float* logprob, guanaco_error* error);
 /* One pass for many generations of one model; the guanaco_generation_next() that follows hands out what it made. Prompts

@@ -27,7 +27,9 @@ struct SessionOptions {
 struct FeedOptions {
   std::stop_token cancel = {};  ///< looked at before every layer; feed() then throws cancelled
   /// Tokens computed so far and in all, on the calling thread, at least once a layer and while it
-  /// waits for others that use the Model. Must not call into the same Model.
+  /// waits for others that use the Model. What would compute with the same Model (a new Session,
+  /// feed, score, next, step) throws invalid_argument in it. It must not change or destroy what the
+  /// call uses, nor wait for a thread that uses the Model.
   std::function<void(int done, int total)> progress = {};
 };
 
@@ -39,6 +41,7 @@ struct GenerateOptions {
   std::vector<std::string> stops =
       {};                          ///< matched on text, across tokens; never part of the stream
   bool drop_leading_space = true;  ///< of the reply, if it begins with one
+  bool trim_before_stop = true;    ///< drop the ASCII white space that stands before a stop text
   bool stop_at_end_of_text =
       true;  ///< end at the tokenizer's eos(); false: go on past it, for measuring
   std::stop_token cancel = {};  ///< looked at before every layer, in a long prompt too

@@ -141,7 +141,7 @@ float log_probability(std::span<const float> logits, TokenId token) {
 
 void check_unused(const SessionState& session) {
   require(!session.generating, ErrorCode::invalid_argument,
-          "the session is in use by a generation");
+          "the session is in use by a generation: free that first");
 }
 
 void check_feed(const SessionState& session, std::span<const TokenId> tokens) {
@@ -182,8 +182,8 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
     });
     model.backend->end_pass();
     watch.done += cutter.rows().count();
+    watch.report(0);  // within the turn: no callback may start a pass that overtakes this feed
   }
-  watch.report(0);
 
   // Everything was computed: from here on nothing fails. What a failed feed wrote lies in the cache
   // behind position().
@@ -222,7 +222,8 @@ void feed(std::span<const Feed> feeds, const FeedOptions& options) {
             ErrorCode::invalid_argument, "feed {} of {} has no session", i, feeds.size());
     SessionState& session = *feeds[i].session->state_;
     require(!session.generating, ErrorCode::invalid_argument,
-            "feed {} of {}: the session is in use by a generation", i, feeds.size());
+            "feed {} of {}: the session is in use by a generation: free that first", i,
+            feeds.size());
     require(&session.loaded == &feeds[0].session->state_->loaded, ErrorCode::invalid_argument,
             "feed {} of {} has another model than the first", i, feeds.size());
     for (std::size_t j = 0; j < i; ++j)

@@ -17,7 +17,7 @@ struct GenerationState {
       : session(std::move(session_in)),
         sampler(std::move(sampler_in)),
         options(std::move(options_in)),
-        stream({options.stops, options.drop_leading_space}),
+        stream({options.stops, options.drop_leading_space, options.trim_before_stop}),
         pending(prompt_in.begin(), prompt_in.end()) {
     if (session->unfed) pending.insert(pending.begin(), *session->unfed);
   }
