@@ -65,8 +65,10 @@ LinearPlan plan_linear(const StreamedWeight& weight, int tokens, const DeviceLim
   plan.sum_units = plan.strip_units();
   const int strip_units = divide_up(weight.strip_blocks * plan.pieces, plan.unit_pieces);
   const int sums_bytes = (strip_slots(1) + 1) * strip_units * pair_bytes(1);
-  if (tokens == 1 && weight.strip_blocks * record_size(weight, 1) + sums_bytes <=
-                         kOneTokenShare * (limits.shared_bytes_block - kOtherShared)) {
+  const bool wide = weight.kind == WeightKind::single;  // its slots leave no room for the records
+  if (tokens == 1 && !wide &&
+      weight.strip_blocks * record_size(weight, 1) + sums_bytes <=
+          kOneTokenShare * (limits.shared_bytes_block - kOtherShared)) {
     plan.groups = 1;
     plan.group_blocks = divide_up(weight.strip_blocks, unit_blocks) * unit_blocks;
   }

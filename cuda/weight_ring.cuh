@@ -227,8 +227,11 @@ class Feeder {
     const auto arrived = [&](const RingPlace& unit) {
       return unit.slot < 0 || Barrier::over(feed_.full + unit.slot * kBarrier, unit.parity);
     };
-    while (!arrived(before_ahead_))
-      if (int(load_acquire(feed_.begun)) >= stage_ && arrived(before_)) break;
+    // Copies overtake each other, so a later one's arrival says nothing of `before_`; and its
+    // parity tells only because it was waited for in every round of the slot before.
+    while (!arrived(before_) ||
+           (int(load_acquire(feed_.begun)) < stage_ && !arrived(before_ahead_))) {
+    }
     begin_copies(feed_.full + place_.slot * kBarrier, bytes);
     return feed_.ring + place_.slot * layout.slot_bytes;
   }

@@ -109,6 +109,15 @@ TEST_CASE("plans: units can be copied, cover a strip, and do not cross a group")
           }
 }
 
+TEST_CASE("plans: one row of an fp32 checkpoint keeps its ring where shared memory is 163 KB") {
+  const DeviceLimits limits = limits_of(kCards[0]);
+  for (const Size& size : {Size{"1b", 2048, 5632, 16}, kSizes[1]}) {
+    CAPTURE(std::string(size.name));
+    const auto plans = plans_of(size, WeightKind::single, 1, false, 1, limits);
+    CHECK(layout_of(size, plans, 1, limits).slots >= kPassWarps);
+  }
+}
+
 TEST_CASE("plans: shared memory is not exceeded, and the ring keeps what its users rely on") {
   for (const Card& card : kCards)
     for (const Size& size : kSizes)
