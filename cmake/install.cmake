@@ -15,8 +15,12 @@ endforeach()
 
 configure_package_config_file(cmake/guanaco-config.cmake.in ${PROJECT_BINARY_DIR}/guanaco-config.cmake
                               INSTALL_DESTINATION ${package_dir})
-write_basic_package_version_file(${PROJECT_BINARY_DIR}/guanaco-config-version.cmake
-                                 COMPATIBILITY SameMinorVersion)
+# As README promises of C++ source; guanaco::c keeps more, but a package has one version.
+set(compatibility SameMajorVersion)
+if(PROJECT_VERSION_MAJOR EQUAL 0)
+  set(compatibility SameMinorVersion)
+endif()
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/guanaco-config-version.cmake COMPATIBILITY ${compatibility})
 install(FILES ${PROJECT_BINARY_DIR}/guanaco-config.cmake ${PROJECT_BINARY_DIR}/guanaco-config-version.cmake
         DESTINATION ${package_dir} COMPONENT development)
 

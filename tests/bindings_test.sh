@@ -128,9 +128,12 @@ for pause in 0 0 1 1 2 2 4 4 8 8; do
   in_c=$([ "$language" = C ] || "$scratch/overhead_c" "$model")
   line=$($overhead "$model")
   echo "$line ${in_c:+($in_c)}"
-  printf '%s\n' "$in_c" "$line" | awk '
-    NF > 3 && $(NF - 2) == "us" {before = cost; cost = $(NF - 3)}
-    END {exit !(cost != "" && (cost < 5 || cost < 80 * before))}' && exit 0
+  printf '%s\n' "$line" | awk -v in_c="$in_c" '
+    $(NF - 2) == "us" {cost = $(NF - 3)}
+    END {
+      words = split(in_c, word)
+      exit !(cost != "" && (cost < 5 || (words > 3 && cost < 80 * word[words - 3])))
+    }' && exit 0
 done
 echo 'more than 5 us a token, and 80 times more than in C'
 exit 1

@@ -44,12 +44,17 @@ mkdir "$scratch/project"
 cat >"$scratch/project/CMakeLists.txt" <<EOF
 cmake_minimum_required(VERSION 3.25)
 project(stranger C)
-find_package(guanaco REQUIRED)
+find_package(guanaco QUIET)
+if(guanaco_FOUND)
+  message(FATAL_ERROR "found without what guanaco::guanaco needs")
+endif()
+find_package(guanaco)
+find_package(guanaco REQUIRED COMPONENTS c)
 add_executable(hello $source/examples/hello.c)
 target_link_libraries(hello guanaco::c)
 EOF
 cmake -S "$scratch/project" -B "$scratch/project/build" -DCMAKE_C_COMPILER="$cc" -DCMAKE_PREFIX_PATH="$root/usr" \
-  -DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON >"$scratch/out" && cmake --build "$scratch/project/build" >>"$scratch/out" ||
+  -DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON >"$scratch/out" 2>&1 && cmake --build "$scratch/project/build" >>"$scratch/out" ||
   { cat "$scratch/out"; exit 1; }
 grep 'guanaco::guanaco, for C++, lacks PkgConfig::sentencepiece' "$scratch/out"
 "$scratch/project/build/hello" "$model"

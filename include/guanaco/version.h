@@ -1,7 +1,7 @@
 #pragma once
 
-// The version of these headers; CMake reads it from here. C++ source written for one major version
-// keeps compiling for all of it (CHANGELOG.md lists what changed).
+// The version of these headers; CMake reads it from here. From 1.0 on, C++ source written for one
+// major version keeps compiling for all of it (CHANGELOG.md lists what changed).
 #define GUANACO_VERSION_MAJOR 0
 #define GUANACO_VERSION_MINOR 1
 #define GUANACO_VERSION_PATCH 0

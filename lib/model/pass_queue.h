@@ -14,8 +14,8 @@ namespace guanaco {
 /// is in a callback if it asks again: it would wait for itself and is refused. A Lockable, too.
 class PassQueue {
  public:
-  /// Waits for its turn. `look` is called now and then meanwhile, keeps nobody else from theirs,
-  /// and gives up by throwing.
+  /// Waits for its turn. `look` is called now and then meanwhile, outside of the mutex, and gives up
+  /// by throwing. Who is first holds up those behind while it looks.
   template <typename F>
   void lock(F&& look) {
     std::unique_lock guard(mutex_);
