@@ -85,9 +85,7 @@ inline constexpr int kPassWarps = 16;               ///< of a thread block, that
 inline constexpr int kFeedWarps = 2;                ///< that start copies (weight_ring.cuh)
 inline constexpr int kFinishWarps = 2;              ///< that finish strips (finish_strips.cuh)
 inline constexpr int kCounters = 3 + kFinishWarps;  ///< of PassShared, from `begun` on
-inline constexpr int kStripSlots =
-    4;  ///< strips whose units' sums are kept at once; a power of two
-inline constexpr int kRowPlanBytes = 32;     ///< of shared memory, of each row
+inline constexpr int kRowPlanBytes = 32;            ///< of shared memory, of each row
 inline constexpr int kBlockPlanBytes = 120;  ///< of shared memory for each plan (weight_ring.cuh)
 
 /// Sums of squares of rows of the residual stream, one for each strip: so many, and rows lie so far
@@ -99,7 +97,7 @@ GUANACO_HOST_DEVICE constexpr int squares_stride(int hidden) {
   return (squares_of(hidden) + 3) / 4 * 4;
 }
 
-/// Strips whose units' sums are kept at once.
+/// Strips whose units' sums are kept at once; a power of two.
 constexpr int strip_slots(int tokens) { return tokens == 1 ? 4 : 2; }
 
 /// Where the parts of a thread block's shared memory begin, in bytes; the ring lies at 0.

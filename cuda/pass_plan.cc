@@ -20,7 +20,7 @@ constexpr double kOneTokenShare = 0.42;
 constexpr int kUnitShare = 54, kLeastUnit = 4096;
 // Bytes that are copied at once, of a thread block: of the stage that it multiplies, and of stages
 // ahead of it. The latter leave memory to who is late, and L2 to the words that all wait for.
-constexpr int kUnderWay = 96 * 1024;
+constexpr int under_way(int tokens) { return (tokens == 1 ? 96 : 40) * 1024; }
 constexpr int under_way_ahead(int tokens) { return (tokens == 1 ? 24 : 14) * 1024; }
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
@@ -65,10 +65,12 @@ LinearPlan plan_linear(const StreamedWeight& weight, int tokens, const DeviceLim
   plan.sum_units = plan.strip_units();
   const int strip_units = divide_up(weight.strip_blocks * plan.pieces, plan.unit_pieces);
   const int sums_bytes = (strip_slots(1) + 1) * strip_units * pair_bytes(1);
-  const bool wide = weight.kind == WeightKind::single;  // its slots leave no room for the records
-  if (tokens == 1 && !wide &&
-      weight.strip_blocks * record_size(weight, 1) + sums_bytes <=
-          kOneTokenShare * (limits.shared_bytes_block - kOtherShared)) {
+  // What the ring's least slots and the other parts leave.
+  const int left = limits.shared_bytes_block -
+                   std::max(kOtherShared,
+                            kPassWarps * std::max(unit_bytes, plan.unit_pieces * plan.piece_bytes));
+  if (tokens == 1 &&
+      weight.strip_blocks * record_size(weight, 1) + sums_bytes <= kOneTokenShare * left) {
     plan.groups = 1;
     plan.group_blocks = divide_up(weight.strip_blocks, unit_blocks) * unit_blocks;
   }
@@ -114,18 +116,14 @@ PassLayout plan_pass(const std::vector<LinearPlan>& plans, int tokens, const Att
   take(layout.begun, kCounters * int(sizeof(unsigned)));
   const int rest =
       std::min(limits.shared_bytes_block, limits.shared_bytes_multiprocessor - kSystemShared) - at;
+  // Even, so that a slot is always the same feeding warp's; enough that each warp that computes has
+  // one; and twice the units under way. Then a parity tells every one of them what it waits for.
   layout.slots = std::clamp(rest / layout.slot_bytes / 2 * 2, 0, kMostSlots);
   if (layout.slots < kPassWarps) layout.slots = 0;
-  // A parity tells a warp whether a copy has arrived if the slot was always its own, or if the slot
-  // was in use between the oldest unit that other warps work on and the youngest under way; and it
-  // tells a feeding warp if there are twice as many slots as copies under way.
-  if (layout.slots < kPassWarps + 4) layout.slots = std::min(layout.slots, kPassWarps);
-  const int others = layout.slots == kPassWarps ? layout.slots : layout.slots - kPassWarps - 1;
-  const int most = std::min(layout.slots / 2, others);
   const auto odd = [&](int bytes) {
-    return std::max(1, (std::min(bytes / layout.slot_bytes, most) - 1) | 1);
+    return std::max(1, (std::min(bytes / layout.slot_bytes, layout.slots / 2) - 1) | 1);
   };
-  layout.under_way = odd(kUnderWay);
+  layout.under_way = odd(under_way(tokens));
   layout.under_way_ahead = odd(under_way_ahead(tokens));
   const int ring = layout.slots * layout.slot_bytes;
   for (int* offset : {&layout.records, &layout.parts, &layout.tail, &layout.factors, &layout.angles,

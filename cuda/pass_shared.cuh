@@ -31,7 +31,8 @@ struct PassShared {
   __device__ Barrier* strip_free() const { return strip_full() + strip_slots(kTokens); }
   /// [strip_slots] strips that each slot has been through.
   __device__ unsigned* freed() const { return at<unsigned>(args.layout.freed); }
-  /// The stage that the warps that compute have come to: its input is there.
+  /// The stage with units that the warps that compute have come to; of a linear: its input is
+  /// staged.
   __device__ unsigned* begun() const { return at<unsigned>(args.layout.begun); }
   // Linears, of those that have such a thing, whose tail is there, whose tail is used up, and for
   // which each finishing warp has found its factors.

@@ -2,8 +2,8 @@
 
 // A linear of a pass: y = W x for 1 or up to 8 tokens, bound by reading W once.
 //
-// Every thread block first stages the whole input for itself, as soon as its words arrive. Then its
-// warps take units of its range in turn, and leave their sums for the warps that finish strips
+// Every thread block first stages its group's input for itself, as soon as its words arrive. Then
+// its warps take units of its range in turn, and leave their sums for the warps that finish strips
 // (finish_strips.cuh).
 
 #include "multiply_piece.cuh"

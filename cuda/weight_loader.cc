@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include "support/signal_mask.h"
+
 namespace guanaco::cuda {
 namespace {
 
@@ -22,6 +24,7 @@ WeightLoader::WeightLoader(std::size_t staging_bytes, int readers)
       repack_stream_(make_stream()) {
   check(cudaGetDevice(&device_), "cudaGetDevice");
   readers_.reserve(std::size_t(readers));
+  const SignalsMasked masked;
   try {
     for (int i = 0; i < readers; ++i) readers_.emplace_back([this] { read_pieces(); });
   } catch (const std::exception& error) {

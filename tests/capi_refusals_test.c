@@ -320,8 +320,16 @@ static void test_generation(void) {
   guanaco_session_free(other);
 }
 
-/* In a callback, what would wait for its own call. */
+/* In a callback, what would wait for its own call; of another model, for who may wait for it. */
+static int call_backs;
+static guanaco_session* foreign;
+static guanaco_generation* talk;
 static int32_t call_back(uint64_t done, uint64_t total, void* other) {
+  ++call_backs;
+  REFUSES("from a callback", guanaco_session_feed(foreign, tokens, 1, NULL, error));
+  REFUSES("from a callback",
+          guanaco_generation_next(talk, &got.text, &got.length, NULL, NULL, error));
+  REFUSES("from a callback", guanaco_generation_step(&talk, 1, error));
   REFUSES("from a callback", guanaco_session_feed(other, tokens, 1, NULL, error));
   REFUSES("from a callback", guanaco_session_score(other, tokens, 2, got.logprobs, NULL, error));
   REFUSES("from a callback", guanaco_session_new(model, NULL, &got.made.session, error));
@@ -331,10 +339,20 @@ static int32_t call_back(uint64_t done, uint64_t total, void* other) {
 
 static void test_callback(void) {
   guanaco_session *const session = session_of(model, 8), *const other = session_of(model, 8);
+  guanaco_session* const talking = session_of(model, 8);
   guanaco_options* const options = guanaco_options_new();
+  guanaco_model* const second = load(path);
+  foreign = session_of(second, 8);
+  OK(guanaco_generate(talking, NULL, "a", 1, NULL, &talk, error));
   OK(guanaco_options_on_progress(options, call_back, other, error));
   OK(guanaco_session_feed(session, tokens, 4, options, error));
+  CHECK(call_backs > 0);
   OK(guanaco_session_feed(other, tokens, 4, NULL, error));
+  OK(guanaco_session_feed(foreign, tokens, 4, NULL, error));
+  guanaco_generation_free(talk);
+  guanaco_session_free(talking);
+  guanaco_session_free(foreign);
+  guanaco_model_free(second);
   guanaco_options_free(options);
   guanaco_session_free(session);
   guanaco_session_free(other);

@@ -100,6 +100,9 @@ declarations 'static extern' "$source/examples/csharp/Native.cs" | shapes >found
 same 'parameters in c.h and Native.cs' wanted found
 tr '\n' ' ' <"$source/examples/python/guanaco.py" | grep -oE 'guanaco_[a-z_]+=\(([^()]|\([^()]*\))*\)' |
   sed 's/=//' | shapes >found
+[ "$(wc -l <found)" -ge 40 ] &&
+  [ "$(wc -l <found)" -eq "$(grep -oE 'guanaco_[a-z_]+=\(' "$source/examples/python/guanaco.py" | wc -l)" ] ||
+  { echo 'not all of guanaco.py was understood'; status=1; }
 sed 's/ .*//' found | join - wanted >some  # those that are declared one by one
 same 'parameters in c.h and guanaco.py' some found
 exit "$status"  # cgo takes numbers and parameters from c.h itself

@@ -7,7 +7,7 @@
 //  - Model, Inspection and Tokenizer are immutable and may be used by many threads at once; anything else by one thread at
 //    a time, but any. Generation.Cancel() is the exception.
 //  - While a Generation lives, nothing but it may change its Session: dispose it when the reply is over.
-//  - Callbacks must not use sessions of the same model, nor wait for a thread that does.
+//  - Callbacks must not compute with a model, nor wait for a thread that does with theirs.
 using System;
 using System.Collections.Generic;
 using System.Linq;

@@ -13,7 +13,7 @@
 // Objects keep what they use alive and may be closed in any order; a finalizer closes what was forgotten. While a
 // Generation is open, nothing but it may change its Session. A closed object gives an error of ErrInvalidArgument;
 // methods without errors give -1 (Position, Context, BOS, EOS, Stop), else 0 or nothing.
-// Callbacks must not use sessions of the same model, nor wait for a goroutine that does.
+// Callbacks must not compute with a model, nor wait for a goroutine that does with theirs.
 package guanaco
 
 // #cgo pkg-config: guanaco-c

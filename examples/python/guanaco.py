@@ -7,7 +7,7 @@
  - Settings are keyword arguments, named as GUANACO_OPTION_ in c.h but in lower case (seed=7). None, or leaving one
    out, is the default; those of other purposes are ignored. Besides them: stops, an iterable of str; progress(done,
    total), which gives up by returning False, while None goes on; and, when loading, log(severity, line). Callbacks run
-   on the thread that called; they must not use sessions of the same model, nor wait for a thread that does.
+   on the thread that called; they must not compute with a model, nor wait for a thread that does with theirs.
  - Model, Inspection and Tokenizer are immutable and may be used by many threads at once, anything else by one thread
    at a time, but any; Generation.cancel() is the exception. A call into the library lets other threads run.
  - Python handles signals between calls, and as a callback is entered; there it prints what the handler raises, and

@@ -5,8 +5,8 @@
 //!  - Objects keep what they use, so they may be dropped in any order. Texts are copied; what is borrowed says so by its type.
 //!  - The types know the threads: [`Model`], [`Inspection`] and [`Tokenizer`] are immutable and may be used by many at once,
 //!    the others by one at a time, but any. [`CancelHandle`] is the exception: any thread, any time.
-//!  - Callbacks run on the thread that called, during the call. They must not use sessions of the same model, nor wait for a
-//!    thread that does. A panic in one of them ends the call and goes on in the caller.
+//!  - Callbacks run on the thread that called, during the call. They must not compute with a model, nor wait for a
+//!    thread that does with theirs. A panic in one of them ends the call and goes on in the caller.
 use std::any::Any;
 use std::ffi::{c_void, CStr};
 use std::marker::PhantomData;

@@ -17,10 +17,9 @@
  *    guanaco_generation_cancel: any thread, any time between making and freeing the generation. No object belongs to
  *    the thread that made it.
  *  - Callbacks run on the thread that called, inside the call; they must not unwind (throw, longjmp), change or free
- *    objects that the call uses, nor wait for a thread that uses the same model. What would compute with that model
- *    (session_new, feed, score, next, step) is GUANACO_INVALID_ARGUMENT in them; all else works there,
- *    guanaco_generation_cancel of the call's own generation, too. Computing with another model there waits for that
- *    model: two models must not do so with each other. A callback should be short: others wait behind it.
+ *    objects that the call uses, nor wait for a thread that uses its model. What would compute with a model
+ *    (session_new, feed, score, next, step) is GUANACO_INVALID_ARGUMENT in callbacks of what computes; all else works
+ *    there, guanaco_generation_cancel of the call's own generation, too. They should be short: others wait behind them.
  *  - Nothing is printed, no signal handler is installed, the process is never ended; but a host without any memory left
  *    may see the libraries beneath (JSON, protobuf) end it. After fork() the child may use
  *    models of the CPU that no other thread was using at that moment, and load others.

@@ -27,10 +27,9 @@ struct SessionOptions {
 struct FeedOptions {
   std::stop_token cancel = {};  ///< looked at before every layer; feed() then throws cancelled
   /// Tokens computed so far and in all, on the calling thread, at least once a layer and while it
-  /// waits for others that use the Model. What would compute with the same Model (a new Session,
-  /// feed, score, next, step) throws invalid_argument in it. It must not change or destroy what the
-  /// call uses, nor wait for a thread that uses the Model; computing with another Model does so if
-  /// that one's callbacks compute with this. It should be short: others wait behind it.
+  /// waits for others that use the Model. What would compute with a Model (a new Session, feed,
+  /// score, next, step) throws invalid_argument in it. It must not change or destroy what the call
+  /// uses, nor wait for a thread that uses the Model, and should be short: others wait behind it.
   std::function<void(int done, int total)> progress = {};
 };
 

@@ -198,13 +198,13 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch) {
   }
 }
 
-void restore_logits(SessionState& session, std::span<const std::stop_token> cancel) {
+void restore_logits(SessionState& session, const Watch& watch) {
   if (session.has_logits || session.tokens.empty()) return;
   const TokenId last = session.tokens.back();
   session.tokens.pop_back();
   const InnerFeed one{&session, {&last, 1}};
   try {
-    feed_sessions({&one, 1}, {.cancel = cancel});
+    feed_sessions({&one, 1}, watch);
   } catch (...) {
     session.tokens.push_back(last);
     throw;

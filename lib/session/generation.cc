@@ -166,12 +166,13 @@ namespace {
 void feed_the_rest(GenerationState::StepLists& lists,
                    const std::function<void(int, int)>* progress) {
   lists.feeds.clear();
+  const Watch watch{.cancel = lists.cancel, .progress = progress};
   for (GenerationState* const self : lists.waiting) {
     if (self->claim.choice) continue;
-    if (self->pending.empty()) restore_logits(*self->session, lists.cancel);
+    if (self->pending.empty()) restore_logits(*self->session, watch);
     lists.feeds.push_back({self->session.get(), self->pending});
   }
-  feed_sessions(lists.feeds, {.cancel = lists.cancel, .progress = progress});
+  feed_sessions(lists.feeds, watch);
 }
 
 /// Computes one token for each that needs one.

@@ -48,14 +48,18 @@ std::vector<float> Session::score(std::span<const TokenId> tokens, const FeedOpt
   check_feed(*state_, tokens);
   std::vector<float> logprobs(tokens.size());
   if (tokens.empty()) return logprobs;
-  const InnerFeed feed{state_.get(), tokens, logprobs, state_->unfed};
-  const Watch watch{.cancel = {&options.cancel, 1}, .progress = &options.progress};
-  const bool had_logits = state_->has_logits;
+  InnerFeed feed{state_.get(), tokens, logprobs, state_->unfed};
+  // The first score needs the logits after the token before it: that is fed again if they are gone.
+  std::vector<TokenId>& held = state_->tokens;
+  const bool again = !feed.before && !state_->has_logits && !held.empty();
+  if (again) {
+    feed.before = held.back();
+    held.pop_back();
+  }
   try {
-    if (!feed.before) restore_logits(*state_, watch.cancel);  // of the token before the first
-    feed_sessions({&feed, 1}, watch);
+    feed_sessions({&feed, 1}, {.cancel = {&options.cancel, 1}, .progress = &options.progress});
   } catch (...) {
-    state_->has_logits = had_logits;
+    if (again) held.push_back(*feed.before);
     throw;
   }
   return logprobs;

@@ -36,7 +36,7 @@ struct InnerFeed {
   SessionState* session;
   std::span<const TokenId> tokens;
   std::span<float> logprobs = {};      ///< [tokens] if scores are wanted, else empty
-  std::optional<TokenId> before = {};  ///< fed in front of them: what a Generation left unfed
+  std::optional<TokenId> before = {};  ///< fed in front of them, not scored
 
   int rows() const { return int(tokens.size()) + int(before.has_value()); }
   TokenId token(int row) const {
@@ -49,7 +49,7 @@ void feed_sessions(std::span<const InnerFeed> feeds, Watch watch);
 
 /// Computes the last token again if its logits are not here: after a rewind, or when they stayed on
 /// the device. Not for a session whose last token is unfed.
-void restore_logits(SessionState& session, std::span<const std::stop_token> cancel);
+void restore_logits(SessionState& session, const Watch& watch);
 
 /// Throws invalid_argument while a Generation uses the session. Comes before all else that is read.
 void check_unused(const SessionState& session);

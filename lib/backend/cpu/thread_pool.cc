@@ -1,7 +1,6 @@
 #include "backend/cpu/thread_pool.h"
 
 #include <sched.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <thread>
 
 #include "support/check.h"
+#include "support/signal_mask.h"
 
 namespace guanaco::cpu {
 namespace {
@@ -44,20 +44,14 @@ int usable_cpus() {
 
 ThreadPool::ThreadPool(int threads) : owner_(getpid()), spins_(threads <= usable_cpus()) {
   workers_.reserve(std::size_t(threads - 1));
+  const SignalsMasked masked;
   for (int i = 1; i < threads; ++i) {
-    // The worker begins with this thread's mask: what is sent to the process is for the host's
-    // threads, and only the worker's own faults reach the handlers that report a crash.
-    sigset_t sent, mask;
-    sigfillset(&sent);
-    for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&sent, fault);
-    pthread_sigmask(SIG_SETMASK, &sent, &mask);
     pthread_t worker;
     const auto run_worker = [](void* self) -> void* {
       static_cast<ThreadPool*>(self)->work();
       return nullptr;
     };
     const int failure = pthread_create(&worker, nullptr, run_worker, this);
-    pthread_sigmask(SIG_SETMASK, &mask, nullptr);
     if (failure != 0) {
       const std::size_t made = workers_.size() + 1;
       stop();
