@@ -222,6 +222,7 @@ void CudaBackend::reserve(const LlamaConfig& config, int rows) {
 
 void CudaBackend::loaded() {
   use();
+  weights_->finish();
   weights_.reset();
   passes_->prepare();
   if (rows_ > passes_->most_rows() && prompt_ == nullptr)

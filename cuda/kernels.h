@@ -45,6 +45,11 @@ struct PassRows {
 };
 
 // repack.cu: once, at load. From the checkpoint's tensors, already on the device.
+
+/// The first part loaded that has a scale which is no finite number: its number << 32 | the bits of
+/// such a scale as a float; all ones: there is none.
+using BadScale = unsigned long long;
+
 struct GptqSource {
   const std::uint32_t* qweight;  ///< [inputs * bits / 32, outputs]
   const std::uint32_t* qzeros;   ///< [groups, outputs * bits / 32]
@@ -52,7 +57,10 @@ struct GptqSource {
   int bits, inputs, outputs, groups;
   int scale_type;    ///< 0: F16, 1: BF16, 2: F32
   bool v1;           ///< zero points are stored minus one (reference/formats.md 1.4)
-  const int* group;  ///< [inputs] group of each input row
+  int group_size;    ///< input rows of a group, where `group` is null
+  const int* group;  ///< [inputs] group of each input row; null: groups are runs of neighbours
+  BadScale* bad;     ///< where a scale that is no finite number is put down
+  unsigned number;   ///< what `bad` calls this part
 };
 /// How the 16 outputs of a strip are chosen, so that the pair an epilogue needs lies in rows g and
 /// g + 8.

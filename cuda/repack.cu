@@ -81,6 +81,18 @@ __device__ int load_zero(const GptqSource& source, int group, int n) {
   }
 }
 
+__device__ int load_group(const GptqSource& source, int k) {
+  return source.group != nullptr ? source.group[k] : k / source.group_size;
+}
+
+__device__ float load_scale(const GptqSource& source, int group, int n) {
+  const float scale =
+      load_float(source.scales, source.scale_type, std::size_t(group) * source.outputs + n);
+  if (!isfinite(scale))
+    atomicMin(source.bad, BadScale(source.number) << 32 | __float_as_uint(scale));
+  return scale;
+}
+
 /// Grid: [blocks of a strip][tiles of outputs]. blocks: those of the part's first strip.
 template <int kBits>
 __global__ void __launch_bounds__(kThreads)
@@ -131,13 +143,12 @@ __global__ void __launch_bounds__(kThreads)
     int group = -1;  // that of the first position of the run that has an input
     for (int i = 0; i < run_quarters * kQuarter && group < 0; ++i) {
       const int k = input(position + i);
-      if (k >= 0) group = source.group[k];
+      if (k >= 0) group = load_group(source, k);
     }
     float scale = 0;
     int zero = 0;
     if (group >= 0 && output >= 0) {
-      scale = load_float(source.scales, source.scale_type,
-                         std::size_t(group) * source.outputs + output);
+      scale = load_scale(source, group, output);
       zero = load_zero<kBits>(source, group, output);
     }
     std::uint32_t zeros = std::uint32_t(zero) << (4 * g);  // of the eight rows that share a word
@@ -189,10 +200,8 @@ __global__ void __launch_bounds__(kThreads)
   const int output = source_output(map, strip, row, source.outputs);
   float value[8] = {};
   for (int i = 0; i < 8 && output >= 0 && first + i < source.inputs; ++i) {
-    const int group = source.group[first + i];
-    const float scale =
-        load_float(source.scales, source.scale_type, std::size_t(group) * source.outputs + output);
-    value[i] = scale * float(int(load_code<kBits>(source, first + i, output)) -
+    const int group = load_group(source, first + i);
+    value[i] = load_scale(source, group, output) * float(int(load_code<kBits>(source, first + i, output)) -
                              load_zero<kBits>(source, group, output));
   }
   auto* to =

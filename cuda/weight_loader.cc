@@ -9,9 +9,8 @@
 namespace guanaco::cuda {
 namespace {
 
-constexpr std::size_t kAlignment = 256;
-
 std::size_t aligned(std::size_t bytes) {
+  constexpr std::size_t kAlignment = WeightLoader::kAlignment;
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 

@@ -37,6 +37,7 @@ class WeightLoader {
 
   static constexpr std::size_t kPieceBytes = std::size_t(4) << 20;
   static constexpr int kSlotsPerReader = 2;
+  static constexpr std::size_t kAlignment = 256;  ///< of each tensor in the staging memory
   static constexpr std::size_t pinned_bytes(int readers) {
     return std::size_t(readers) * kSlotsPerReader * kPieceBytes;
   }

@@ -1,6 +1,7 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -91,14 +92,6 @@ std::vector<float> biases(std::span<const Linear> parts, int head_dim, int strip
   return all;
 }
 
-template <typename T>
-DeviceBuffer upload(std::span<const T> values, const char* purpose) {
-  DeviceBuffer buffer(values.size_bytes(), purpose);
-  check(cudaMemcpy(buffer.as<void>(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
-        "cudaMemcpy");
-  return buffer;
-}
-
 void finish_shape(StreamedWeight& weight, int positions) {
   weight.strip_blocks = divide_up(positions, kBlockInputs);
   weight.block_bytes =
@@ -137,13 +130,50 @@ std::uint64_t weight_bytes(std::span<const Linear> parts) {
   return bytes;
 }
 
-WeightLoader& Weights::loader(std::size_t staging_bytes) {
-  if (loader_ == nullptr || staging_bytes > staging_bytes_) {
-    loader_.reset();
-    staging_bytes_ = std::max(staging_bytes, kSliceBytes);
+Weights::Weights(int head_dim)
+    : head_dim_(head_dim), bad_scale_(sizeof(BadScale), "a scale that is no number") {
+  check(cudaMemset(bad_scale_.as<void>(), 0xff, sizeof(BadScale)), "cudaMemset");
+  check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+}
+
+/// In place for what follows on the loader's stream.
+template <typename T>
+DeviceBuffer Weights::upload(const std::vector<T>& values, const char* purpose) {
+  const std::size_t bytes = values.size() * sizeof(T);
+  DeviceBuffer buffer(bytes, purpose);
+  check(cudaMemcpyAsync(buffer.as<void>(), values.data(), bytes, cudaMemcpyHostToDevice,
+                        loader(0).stream()),
+        "cudaMemcpyAsync");
+  return buffer;
+}
+
+/// One that can stage so many bytes at a time.
+WeightLoader& Weights::loader(std::size_t staged_bytes) {
+  if (loader_ != nullptr && staged_bytes <= staging_bytes_) return *loader_;
+  if (loader_ != nullptr) loader_->finish();
+  loader_.reset();
+  const auto make = [&](std::size_t bytes) {
+    staging_bytes_ = std::max(bytes, kSliceBytes);
     loader_ = std::make_unique<WeightLoader>(staging_bytes_, kReaders);
+  };
+  try {
+    make(3 * staged_bytes);  // one is read, one copied, one repacked
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::out_of_memory) throw;
+    make(staged_bytes);
   }
   return *loader_;
+}
+
+void Weights::finish() {
+  if (loader_ != nullptr) loader_->finish();
+  BadScale bad = 0;
+  check(cudaMemcpy(&bad, bad_scale_.as<void>(), sizeof bad, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  if (bad == ~BadScale(0)) return;
+  const StoredTensor& scales = scales_[std::size_t(bad >> 32)];
+  fail(ErrorCode::malformed, "{}: tensor {}: a scale is {}, expected finite numbers",
+       scales.file->file().path().string(), scales.entry->name,
+       std::bit_cast<float>(std::uint32_t(bad)));
 }
 
 Weight Weights::linear(std::span<const Linear> parts) {
@@ -152,15 +182,14 @@ Weight Weights::linear(std::span<const Linear> parts) {
   weight = plan_weight(parts);
 
   // Codes are packed in the order of their groups; one order serves all parts, or none does.
-  std::vector<std::vector<std::int32_t>> groups(parts.size());
   std::vector<std::int32_t> order;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const auto* gptq = std::get_if<GptqLinear>(&parts[i]);
     if (gptq == nullptr) continue;
-    groups[i] = groups_of(*gptq);
+    const std::vector<std::int32_t> group = groups_of(*gptq);
     if (weight.kind == WeightKind::single) continue;
     std::vector<std::int32_t> of_part =
-        packed_order(groups[i], gptq->groups, kBlockInputs / weight.runs);
+        packed_order(group, gptq->groups, kBlockInputs / weight.runs);
     if (i > 0 && of_part != order) {
       weight.kind = WeightKind::single;
       weight.runs = 1;
@@ -175,27 +204,28 @@ Weight Weights::linear(std::span<const Linear> parts) {
   result->blocks = DeviceBuffer(weight.bytes() + kCopyAlign, "weights");
   weight.blocks = result->blocks.as<std::uint8_t>();
   if (!order.empty()) {
-    result->order = upload<std::int32_t>(order, "the order of a weight's inputs");
+    result->order = upload(order, "the order of a weight's inputs");
     weight.order = result->order.as<int>();
     if (int(order.size()) == weight.inputs) {  // no gaps
       std::vector<std::int32_t> place(order.size());
       for (std::size_t i = 0; i < order.size(); ++i) place[std::size_t(order[i])] = std::int32_t(i);
-      result->place = upload<std::int32_t>(place, "the places of a weight's inputs");
+      result->place = upload(place, "the places of a weight's inputs");
       weight.place = result->place.as<int>();
     }
   }
   if (const std::vector<float> bias = biases(parts, head_dim_, weight.strips); !bias.empty()) {
-    result->bias = upload<float>(bias, "biases");
+    result->bias = upload(bias, "biases");
     weight.bias = result->bias.as<float>();
   }
   if (weight.kind >= WeightKind::half)  // dense rows leave padding as it is
-    check(cudaMemset(result->blocks.as<void>(), 0, weight.bytes()), "cudaMemset");
+    check(cudaMemsetAsync(result->blocks.as<void>(), 0, weight.bytes(), loader(0).stream()),
+          "cudaMemsetAsync");
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const StripMap map = strip_map(parts, i, head_dim_);
     if (const auto* gptq = std::get_if<GptqLinear>(&parts[i])) {
-      load_gptq(*gptq, groups[i], map, *result);
+      load_gptq(*gptq, map, weight);
     } else {
-      load_dense(std::get<DenseLinear>(parts[i]), map, *result);
+      load_dense(std::get<DenseLinear>(parts[i]), map, weight);
     }
   }
   result->bytes =
@@ -203,55 +233,57 @@ Weight Weights::linear(std::span<const Linear> parts) {
   return result;
 }
 
-void Weights::load_gptq(const GptqLinear& part, std::span<const std::int32_t> group,
-                        const StripMap& map, const DeviceLinear& weight) {
-  for (const float scale : part.scales.read_floats())
-    require(std::isfinite(scale), ErrorCode::malformed,
-            "{}: tensor {}: a scale is {}, expected finite numbers",
-            part.scales.file->file().path().string(), part.scales.entry->name, scale);
-  const DeviceBuffer groups = upload<std::int32_t>(group, "group indices");
-  const std::size_t align = 256;
-  WeightLoader& pipeline = loader(part.qweight.entry->bytes + part.qzeros.entry->bytes +
-                                  part.scales.entry->bytes + 3 * align);
-  pipeline.load({{part.qweight}, {part.qzeros}, {part.scales}},
-                [&](std::span<void* const> at, cudaStream_t stream) {
-                  const GptqSource source{static_cast<const std::uint32_t*>(at[0]),
-                                          static_cast<const std::uint32_t*>(at[1]),
-                                          at[2],
-                                          part.bits,
-                                          part.inputs,
-                                          part.outputs,
-                                          part.groups,
-                                          type_of(part.scales),
-                                          part.zero_points == ZeroPoints::v1,
-                                          groups.as<int>()};
-                  if (weight.streamed.kind == WeightKind::single) {
-                    repack_gptq_single(source, map, weight.streamed, stream);
-                  } else {
-                    repack_gptq(source, map, weight.streamed.order, weight.streamed, stream);
-                  }
-                });
-  pipeline.finish();  // the callback and what it writes to must not outlive this call
+void Weights::load_gptq(const GptqLinear& part, const StripMap& map,
+                        const StreamedWeight& weight) {
+  GptqSource source{};
+  source.bits = part.bits;
+  source.inputs = part.inputs;
+  source.outputs = part.outputs;
+  source.groups = part.groups;
+  source.scale_type = type_of(part.scales);
+  source.v1 = part.zero_points == ZeroPoints::v1;
+  source.group_size = part.group_size;
+  source.bad = bad_scale_.as<BadScale>();
+  source.number = unsigned(scales_.size());
+  scales_.push_back(part.scales);
+
+  std::vector<TensorBytes> tensors = {{part.qweight}, {part.qzeros}, {part.scales}};
+  if (part.g_idx) tensors.push_back({part.g_idx});
+  std::size_t bytes = 0;
+  for (const TensorBytes& tensor : tensors) bytes += tensor.tensor.entry->bytes + WeightLoader::kAlignment;
+  loader(bytes).load(
+      std::move(tensors), [=](std::span<void* const> at, cudaStream_t stream) mutable {
+        source.qweight = static_cast<const std::uint32_t*>(at[0]);
+        source.qzeros = static_cast<const std::uint32_t*>(at[1]);
+        source.scales = at[2];
+        if (at.size() > 3) source.group = static_cast<const int*>(at[3]);
+        if (weight.kind == WeightKind::single) {
+          repack_gptq_single(source, map, weight, stream);
+        } else {
+          repack_gptq(source, map, weight.order, weight, stream);
+        }
+      });
 }
 
-void Weights::load_dense(const DenseLinear& part, const StripMap& map, const DeviceLinear& weight) {
+void Weights::load_dense(const DenseLinear& part, const StripMap& map,
+                         const StreamedWeight& weight) {
   const std::uint64_t row_bytes = part.weight.entry->bytes / std::uint64_t(part.outputs);
   const int slice = int(std::max<std::uint64_t>(1, kSliceBytes / 3 / row_bytes));
-  WeightLoader& pipeline = loader(std::max<std::size_t>(kSliceBytes, row_bytes * 3 + 1024));
   for (int first = 0; first < part.outputs; first += slice) {
     const int rows = std::min(slice, part.outputs - first);
-    pipeline.load(
-        {{part.weight, std::uint64_t(first) * row_bytes, std::uint64_t(rows) * row_bytes}},
-        [&, first, rows](std::span<void* const> at, cudaStream_t stream) {
-          repack_dense(at[0], type_of(part.weight), first, rows, map, weight.streamed, stream);
-        });
+    const std::uint64_t bytes = std::uint64_t(rows) * row_bytes;
+    const int type = type_of(part.weight);
+    loader(bytes + WeightLoader::kAlignment)
+        .load({{part.weight, std::uint64_t(first) * row_bytes, bytes}},
+              [=](std::span<void* const> at, cudaStream_t stream) {
+                repack_dense(at[0], type, first, rows, map, weight, stream);
+              });
   }
-  pipeline.finish();
 }
 
 Weight Weights::norm(const StoredTensor& tensor) {
   auto result = std::make_unique<DeviceNorm>();
-  result->values = upload<float>(tensor.read_floats(), "a norm");
+  result->values = upload(tensor.read_floats(), "a norm");
   result->bytes = result->values.bytes();
   return result;
 }
@@ -261,10 +293,10 @@ Weight Weights::table(const StoredTensor& tensor) {
   result->type = type_of(tensor);
   result->rows = DeviceBuffer(tensor.entry->bytes, "the embedding table");
   result->bytes = result->rows.bytes();
-  WeightLoader& pipeline = loader(kSliceBytes);
+  WeightLoader& pipeline = loader(0);
   pipeline.load({{tensor, 0, 0, result->rows.as<void>()}},
                 [](std::span<void* const>, cudaStream_t) {});
-  pipeline.finish();
+  pipeline.finish();  // the readers write to it, and it is the caller's
   return result;
 }
 

@@ -30,22 +30,30 @@ std::uint64_t weight_bytes(std::span<const Linear> parts);
 
 /// Loads weights one after the other. Three parts are Q, K and V of heads of head_dim, two are gate
 /// and up.
+///
+/// Reading, copying and repacking overlap, also from weight to weight: a weight is filled when
+/// finish() has returned, and what its loading found may be thrown by any later call. A weight that
+/// was freed before must be the end of it: nothing but the destructor may follow.
 class Weights {
  public:
-  explicit Weights(int head_dim) : head_dim_(head_dim) {}
+  explicit Weights(int head_dim);
 
   /// Throws malformed, out_of_memory, device.
   Weight linear(std::span<const Linear> parts);
   Weight norm(const StoredTensor& tensor);
   Weight table(const StoredTensor& tensor);
+  void finish();
 
  private:
-  WeightLoader& loader(std::size_t staging_bytes);
-  void load_gptq(const GptqLinear& part, std::span<const std::int32_t> group, const StripMap& map,
-                 const DeviceLinear& weight);
-  void load_dense(const DenseLinear& part, const StripMap& map, const DeviceLinear& weight);
+  WeightLoader& loader(std::size_t staged_bytes);
+  template <typename T>
+  DeviceBuffer upload(const std::vector<T>& values, const char* purpose);
+  void load_gptq(const GptqLinear& part, const StripMap& map, const StreamedWeight& weight);
+  void load_dense(const DenseLinear& part, const StripMap& map, const StreamedWeight& weight);
 
   int head_dim_;
+  DeviceBuffer bad_scale_;
+  std::vector<StoredTensor> scales_;  ///< of the parts so far, by number
   std::size_t staging_bytes_ = 0;
   std::unique_ptr<WeightLoader> loader_;
 };

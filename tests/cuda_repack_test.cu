@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <random>
 
 #include <doctest/doctest.h>
@@ -44,7 +45,7 @@ struct Gptq {
   std::vector<float> scales;
   std::vector<std::int32_t> group;
   std::vector<int> zeros;  // [groups][outputs]
-  DeviceBuffer device[4];
+  DeviceBuffer device[5];
 
   Gptq(int bits, int inputs, int outputs, std::vector<std::int32_t> group_of, int scale_type,
        bool v1, std::mt19937& random)
@@ -91,6 +92,7 @@ struct Gptq {
     device[1] = upload(qzeros);
     device[2] = scale_type == 2 ? upload(scales) : upload(half_scales);
     device[3] = upload(group);
+    device[4] = upload(std::vector<BadScale>{~BadScale(0)});
   }
   GptqSource source() const {
     return {device[0].as<std::uint32_t>(),
@@ -102,7 +104,10 @@ struct Gptq {
             groups,
             scale_type,
             v1,
-            device[3].as<int>()};
+            0,
+            device[3].as<int>(),
+            device[4].as<BadScale>(),
+            0};
   }
 };
 
@@ -461,4 +466,40 @@ TEST_CASE("repacking the 13B model takes milliseconds") {
   });
   std::printf("  %-12s %-14s %12.3f %8.0f\n", "lm_head", "fp16", ms,
               2e-6 * double(packed.weight.bytes()) / ms);
+}
+
+TEST_CASE("the first part with a scale that is no finite number is put down") {
+  if (!has_device()) return;
+  std::mt19937 random(5);
+  const StripMap plain;
+  const auto part_of = [](BadScale bad) { return unsigned(bad >> 32); };
+  for (const int bits : {4, 8})
+    for (const bool single : {false, true}) {
+      Gptq q(bits, 256, 64, neighbouring(256, 128), 2, true, random);
+      Packed packed(single      ? WeightKind::single
+                    : bits == 8 ? WeightKind::byte
+                                : WeightKind::nibble,
+                    256, 4, 1, !single, {});
+      const auto repack = [&](float scale, unsigned number) {
+        check(cudaMemcpy(q.device[2].as<float>() + 64 + 13, &scale, sizeof scale,
+                         cudaMemcpyHostToDevice),
+              "cudaMemcpy");
+        GptqSource source = q.source();
+        source.number = number;
+        source.group = number % 2 == 0 ? source.group : nullptr;
+        source.group_size = 128;
+        if (single) {
+          repack_gptq_single(source, plain, packed.weight, nullptr);
+        } else {
+          repack_gptq(source, plain, nullptr, packed.weight, nullptr);
+        }
+        return download<BadScale>(q.device[4].as<void>(), 1)[0];
+      };
+      CHECK(repack(1.0f, 1) == ~BadScale(0));
+      CHECK(part_of(repack(-std::numeric_limits<float>::infinity(), 7)) == 7);
+      CHECK(part_of(repack(std::numeric_limits<float>::quiet_NaN(), 9)) == 7);
+      const BadScale bad = repack(std::numeric_limits<float>::infinity(), 2);
+      CHECK(part_of(bad) == 2);
+      CHECK(std::bit_cast<float>(std::uint32_t(bad)) == std::numeric_limits<float>::infinity());
+    }
 }

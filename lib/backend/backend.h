@@ -103,13 +103,15 @@ class Backend {
   /// First of all: scratch for passes of up to `rows` rows of such a model.
   virtual void reserve(const LlamaConfig& config, int rows) = 0;
 
-  // Loading. Each call allocates and fills one weight; throws out_of_memory with bytes wanted and
-  // free.
+  // Loading. Each call allocates one weight, which is filled when loaded() returns; throws malformed,
+  // and out_of_memory with bytes wanted and free. After a weight was freed nothing more is loaded.
   virtual Weight load_linear(
       std::span<const Linear> parts) = 0;  ///< parts share their input; outputs follow each other
   virtual Weight load_norm(const StoredTensor& norm) = 0;
   virtual Weight load_table(const StoredTensor& table) = 0;  ///< the embedding table
-  virtual void loaded() {}  ///< all weights are here: what only loading needs may go
+  /// Returns when all weights are here: what only loading needs may go. Throws what their loading
+  /// found.
+  virtual void loaded() {}
   /// No pass is under way.
   virtual std::unique_ptr<KvPages> make_pages(const LlamaConfig& config, int tokens) = 0;
 
