@@ -201,8 +201,9 @@ __global__ void __launch_bounds__(kThreads)
   float value[8] = {};
   for (int i = 0; i < 8 && output >= 0 && first + i < source.inputs; ++i) {
     const int group = load_group(source, first + i);
-    value[i] = load_scale(source, group, output) * float(int(load_code<kBits>(source, first + i, output)) -
-                             load_zero<kBits>(source, group, output));
+    value[i] =
+        load_scale(source, group, output) * float(int(load_code<kBits>(source, first + i, output)) -
+                                                  load_zero<kBits>(source, group, output));
   }
   auto* to =
       reinterpret_cast<float4*>(blocks + (std::size_t(strip) * weight.strip_blocks + blockIdx.x) *

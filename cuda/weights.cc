@@ -233,8 +233,7 @@ Weight Weights::linear(std::span<const Linear> parts) {
   return result;
 }
 
-void Weights::load_gptq(const GptqLinear& part, const StripMap& map,
-                        const StreamedWeight& weight) {
+void Weights::load_gptq(const GptqLinear& part, const StripMap& map, const StreamedWeight& weight) {
   GptqSource source{};
   source.bits = part.bits;
   source.inputs = part.inputs;
@@ -250,19 +249,20 @@ void Weights::load_gptq(const GptqLinear& part, const StripMap& map,
   std::vector<TensorBytes> tensors = {{part.qweight}, {part.qzeros}, {part.scales}};
   if (part.g_idx) tensors.push_back({part.g_idx});
   std::size_t bytes = 0;
-  for (const TensorBytes& tensor : tensors) bytes += tensor.tensor.entry->bytes + WeightLoader::kAlignment;
-  loader(bytes).load(
-      std::move(tensors), [=](std::span<void* const> at, cudaStream_t stream) mutable {
-        source.qweight = static_cast<const std::uint32_t*>(at[0]);
-        source.qzeros = static_cast<const std::uint32_t*>(at[1]);
-        source.scales = at[2];
-        if (at.size() > 3) source.group = static_cast<const int*>(at[3]);
-        if (weight.kind == WeightKind::single) {
-          repack_gptq_single(source, map, weight, stream);
-        } else {
-          repack_gptq(source, map, weight.order, weight, stream);
-        }
-      });
+  for (const TensorBytes& tensor : tensors)
+    bytes += tensor.tensor.entry->bytes + WeightLoader::kAlignment;
+  loader(bytes).load(std::move(tensors),
+                     [=](std::span<void* const> at, cudaStream_t stream) mutable {
+                       source.qweight = static_cast<const std::uint32_t*>(at[0]);
+                       source.qzeros = static_cast<const std::uint32_t*>(at[1]);
+                       source.scales = at[2];
+                       if (at.size() > 3) source.group = static_cast<const int*>(at[3]);
+                       if (weight.kind == WeightKind::single) {
+                         repack_gptq_single(source, map, weight, stream);
+                       } else {
+                         repack_gptq(source, map, weight.order, weight, stream);
+                       }
+                     });
 }
 
 void Weights::load_dense(const DenseLinear& part, const StripMap& map,

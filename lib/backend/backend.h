@@ -66,9 +66,9 @@ struct ChoiceRule {
   float temperature = 0;  ///< 0: greedy
   float top_p = 1, min_p = 0;
   int top_k = 0;
-  int choices = 0;           ///< only ids below are chosen
-  std::uint64_t seed = 0;    ///< of the draw
-  std::uint64_t draws = 0;   ///< draws made with the seed before this one
+  int choices = 0;          ///< only ids below are chosen
+  std::uint64_t seed = 0;   ///< of the draw
+  std::uint64_t draws = 0;  ///< draws made with the seed before this one
 };
 /// One choice. token -1: a logit is NaN or +inf, or all are -inf.
 struct Choice {
@@ -77,9 +77,9 @@ struct Choice {
 };
 
 /// A device that holds packed weights and key/value pages and runs the forward pass in seven stages
-/// (design.md 3). The stages run in order on one thread at a time; forward() is their only caller. A
-/// backend may put stages off until the pass ends; embed() begins a pass, and forgets one that was
-/// never ended.
+/// (design.md 3). The stages run in order on one thread at a time; forward() is their only caller.
+/// A backend may put stages off until the pass ends; embed() begins a pass, and forgets one that
+/// was never ended.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -103,8 +103,9 @@ class Backend {
   /// First of all: scratch for passes of up to `rows` rows of such a model.
   virtual void reserve(const LlamaConfig& config, int rows) = 0;
 
-  // Loading. Each call allocates one weight, which is filled when loaded() returns; throws malformed,
-  // and out_of_memory with bytes wanted and free. After a weight was freed nothing more is loaded.
+  // Loading. Each call allocates one weight, which is filled when loaded() returns; throws
+  // malformed, and out_of_memory with bytes wanted and free. After a weight was freed nothing more
+  // is loaded.
   virtual Weight load_linear(
       std::span<const Linear> parts) = 0;  ///< parts share their input; outputs follow each other
   virtual Weight load_norm(const StoredTensor& norm) = 0;
