@@ -152,6 +152,11 @@ std::uint64_t CudaBackend::cache_bytes(const LlamaConfig& config, int tokens) co
   return pages * (page_bytes(config) + sizeof(void*));
 }
 
+std::uint64_t CudaBackend::allocated(std::uint64_t bytes) const {
+  constexpr std::uint64_t kPage = 2u << 20;  // small allocations share one
+  return bytes < kPage / 2 ? bytes : (bytes + kPage - 1) / kPage * kPage;
+}
+
 std::uint64_t CudaBackend::loading_bytes(const Checkpoint&) const {
   return WeightLoader::pinned_bytes(8);
 }
@@ -257,6 +262,14 @@ std::unique_ptr<KvPages> CudaBackend::make_pages(const LlamaConfig& config, int 
                    cudaMemcpyHostToDevice),
         "cudaMemcpy");
   return pages;
+}
+
+int CudaBackend::rows_of_pass(int waiting) const {
+  // The shortest prompt takes about as long as so many passes of few rows, since it dequantises all
+  // weights first (bench/NOTES.md).
+  constexpr int kPasses = 5;
+  const int few = passes_->most_rows();
+  return waiting > kPasses * few ? waiting : std::min(waiting, few);
 }
 
 void CudaBackend::embed(const DeviceWeight& table, const Rows& rows) {

@@ -60,6 +60,7 @@ class CudaBackend final : public Backend {
   std::uint64_t norm_bytes(const LlamaConfig& config) const override;
   std::uint64_t scratch_bytes(const LlamaConfig& config, int rows) const override;
   std::uint64_t cache_bytes(const LlamaConfig& config, int tokens) const override;
+  std::uint64_t allocated(std::uint64_t bytes) const override;
   std::uint64_t loading_bytes(const Checkpoint& checkpoint) const override;
   std::uint64_t free_bytes() const override;
 
@@ -69,6 +70,7 @@ class CudaBackend final : public Backend {
   Weight load_table(const StoredTensor& table) override;
   void loaded() override;
   std::unique_ptr<KvPages> make_pages(const LlamaConfig& config, int tokens) override;
+  int rows_of_pass(int waiting) const override;
 
   void embed(const DeviceWeight& table, const Rows& rows) override;
   void attention_input(const LayerWeights& layer, int index, const Rows& rows) override;

@@ -523,6 +523,34 @@ TEST_CASE("the last rows of many feeds are asked for together") {
   }
 }
 
+TEST_CASE("feeds are cut into passes of as many rows as the backend likes") {
+  std::vector<Session> expected;
+  for (int i = 0; i < 3; ++i) {
+    expected.emplace_back(host(), SessionOptions{.context = 64});
+    expected.back().feed(ids(kPrompts[i]));
+  }
+  for (const int rows : {1, 3, 7, 31, 32, 40}) {
+    CAPTURE(rows);
+    DeviceModel device;
+    device.backend->pass_rows = rows;
+    std::vector<Session> sessions;
+    std::vector<std::vector<TokenId>> tokens;
+    std::vector<Feed> feeds;
+    int total = 0;
+    for (const std::string_view prompt : kPrompts) {
+      sessions.emplace_back(device.model, SessionOptions{.context = 64});
+      tokens.push_back(ids(prompt));
+      total += int(tokens.back().size());
+    }
+    for (std::size_t i = 0; i < tokens.size(); ++i) feeds.push_back({&sessions[i], tokens[i]});
+    feed(feeds);
+    const int most = std::min(rows, 32);  // as the model was loaded
+    CHECK(device.backend->passes == (total + most - 1) / most);
+    for (std::size_t i = 0; i < sessions.size(); ++i)
+      CHECK(std::ranges::equal(sessions[i].logits(), expected[i].logits()));
+  }
+}
+
 TEST_CASE("threads that generate with one model do not disturb each other") {
   const DeviceModel device;
   const GenerateOptions options{.max_tokens = 24, .stop_at_end_of_text = false};

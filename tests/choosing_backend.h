@@ -40,6 +40,7 @@ class ChoosingBackend : public Backend {
 
   // What is to happen.
   int most_rows = 8;
+  int pass_rows = 1 << 20;  ///< most of a pass
   int fail_pass_in = -1;    ///< the pass after so many more fails
   int fail_chosen_in = -1;  ///< chosen() after so many more fails
   bool spoilt = false;      ///< logits have a NaN
@@ -75,8 +76,11 @@ class ChoosingBackend : public Backend {
     return cpu_->make_pages(config, tokens);
   }
 
+  int rows_of_pass(int waiting) const override { return std::min(waiting, pass_rows); }
+
   void embed(const DeviceWeight& table, const Rows& rows) override {
     const Uncounted device;
+    expect(rows.count() <= pass_rows, "a pass of more rows than the backend likes");
     if (fail_pass_in >= 0 && fail_pass_in-- == 0) fail("the device was lost");
     ++passes;
     tokens_.assign(rows.tokens.begin(), rows.tokens.end());

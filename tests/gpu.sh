@@ -5,13 +5,13 @@
 #     sh tests/gpu.sh [TEST...]      there, in the same folder: runs them all or those named; SANITIZE=1 under compute-sanitizer
 set -eu
 cd "$(dirname "$0")/.."
-tests='cuda_backend_test cuda_repack_test cuda_sample_test cuda_loader_test cuda_prompt_test golden_test'
+tests='cuda_backend_test cuda_repack_test cuda_sample_test cuda_loader_test cuda_prompt_test cuda_model_test cuda_lost_test golden_test'
 
 if [ "${1:-}" = pack ]; then
   build=${2:-build/cuda}
   rm -rf .bundle
   mkdir -p .bundle/bin .bundle/lib
-  for program in $tests guanaco-chat guanaco-bench guanaco-synth guanaco-perplexity; do
+  for program in $tests guanaco-bench guanaco-synth; do
     cp "$build/bin/$program" .bundle/bin/
     strip ".bundle/bin/$program"
     ldd "$build/bin/$program"

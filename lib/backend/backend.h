@@ -95,6 +95,8 @@ class Backend {
   virtual std::uint64_t norm_bytes(const LlamaConfig& config) const = 0;  ///< one [hidden] weight
   virtual std::uint64_t scratch_bytes(const LlamaConfig& config, int rows) const = 0;
   virtual std::uint64_t cache_bytes(const LlamaConfig& config, int tokens) const = 0;
+  /// What allocating so many bytes of weights takes: devices give away whole pages.
+  virtual std::uint64_t allocated(std::uint64_t bytes) const { return bytes; }
   virtual std::uint64_t loading_bytes(
       const Checkpoint& checkpoint) const = 0;  ///< host memory while loading
 
@@ -115,6 +117,9 @@ class Backend {
   virtual void loaded() {}
   /// No pass is under way.
   virtual std::unique_ptr<KvPages> make_pages(const LlamaConfig& config, int tokens) = 0;
+
+  /// Of so many rows that wait, 1 to what was reserved: how many the next pass should take.
+  virtual int rows_of_pass(int waiting) const { return waiting; }
 
   // The seven stages.
   virtual void embed(const DeviceWeight& table, const Rows& rows) = 0;

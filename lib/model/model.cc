@@ -43,13 +43,31 @@ struct LayerParts {
   }
 };
 
-std::uint64_t packed_bytes(const Backend& backend, const Checkpoint& checkpoint) {
-  std::uint64_t bytes = backend.table_bytes(checkpoint.embedding);
-  for (const LayerTensors& layer : checkpoint.layers)
+/// Calls f(bytes) for every weight as the device holds it.
+template <typename F>
+void for_each_packed(const Backend& backend, const Checkpoint& checkpoint, F&& f) {
+  f(backend.table_bytes(checkpoint.embedding));
+  for (const LayerTensors& layer : checkpoint.layers) {
     LayerParts(layer).for_each(
-        [&](std::span<const Linear> parts) { bytes += backend.linear_bytes(parts); });
-  bytes += backend.linear_bytes({&checkpoint.head, 1});
-  return bytes + backend.norm_bytes(checkpoint.config) * (2 * checkpoint.layers.size() + 1);
+        [&](std::span<const Linear> parts) { f(backend.linear_bytes(parts)); });
+    for (int norm = 0; norm < 2; ++norm) f(backend.norm_bytes(checkpoint.config));
+  }
+  f(backend.linear_bytes({&checkpoint.head, 1}));
+  f(backend.norm_bytes(checkpoint.config));
+}
+
+std::uint64_t packed_bytes(const Backend& backend, const Checkpoint& checkpoint) {
+  std::uint64_t sum = 0;
+  for_each_packed(backend, checkpoint, [&](std::uint64_t bytes) { sum += bytes; });
+  return sum;
+}
+
+/// What packed weights take on the device.
+std::uint64_t allocated_bytes(const Backend& backend, const Checkpoint& checkpoint) {
+  std::uint64_t sum = 0;
+  for_each_packed(backend, checkpoint,
+                  [&](std::uint64_t bytes) { sum += backend.allocated(bytes); });
+  return sum;
 }
 
 ModelInfo describe(const Backend& backend, const Checkpoint& checkpoint) {
@@ -184,12 +202,12 @@ MemoryEstimate estimate_memory(const Backend& backend, const Checkpoint& checkpo
                                int context) {
   const LlamaConfig& config = checkpoint.config;
   MemoryEstimate memory;
-  memory.weights = packed_bytes(backend, checkpoint);
+  memory.weights = allocated_bytes(backend, checkpoint);
   const std::uint64_t logits = std::uint64_t(config.vocab) * sizeof(float);
   const std::uint64_t host_scratch = logits * Backend::kLogitRows;
   const std::uint64_t host_session = 2 * logits + std::uint64_t(context) * sizeof(TokenId);
   const std::uint64_t scratch = backend.scratch_bytes(config, rows);
-  const std::uint64_t cache = backend.cache_bytes(config, context);
+  const std::uint64_t cache = backend.allocated(backend.cache_bytes(config, context));
   memory.scratch = scratch + host_scratch;
   memory.session = cache + host_session;
   memory.loading = backend.loading_bytes(checkpoint);
@@ -203,7 +221,7 @@ MemoryEstimate estimate_memory(const Backend& backend, const Checkpoint& checkpo
 /// afterwards.
 void check_room(const Backend& backend, const Checkpoint& checkpoint, int rows) {
   const std::uint64_t wanted =
-      packed_bytes(backend, checkpoint) + backend.scratch_bytes(checkpoint.config, rows);
+      allocated_bytes(backend, checkpoint) + backend.scratch_bytes(checkpoint.config, rows);
   const std::uint64_t free = backend.free_bytes();
   require(wanted <= free, ErrorCode::out_of_memory, "{}: needs {} bytes on {}, {} are free",
           printable(checkpoint.folder.native()), wanted, backend.description(), free);

@@ -9,8 +9,8 @@
 namespace guanaco {
 namespace {
 
-/// Cuts feeds into passes of at most `rows` rows: first comes first, a sequence's rows stay
-/// together.
+/// Cuts feeds into passes of as many rows as the backend likes and the model has room for: first
+/// comes first, a sequence's rows stay together.
 class PassCutter {
  public:
   PassCutter(std::span<const InnerFeed> feeds, LoadedModel& model) : feeds_(feeds), model_(model) {}
@@ -34,10 +34,11 @@ class PassCutter {
     LoadedModel::Pass& pass = model_.pass;
     first_ = feed_;
     first_begin_ = done_;
+    const int most = model_.backend->rows_of_pass(std::min(waiting(), model_.rows));
     int row = 0, sequence = 0;
-    while (feed_ < feeds_.size() && row < model_.rows) {
+    while (feed_ < feeds_.size() && row < most) {
       const InnerFeed& feed = feeds_[feed_];
-      const int take = std::min(feed.rows() - done_, model_.rows - row);
+      const int take = std::min(feed.rows() - done_, most - row);
       for (int i = 0; i < take; ++i) {
         const auto at = std::size_t(row + i);
         pass.tokens[at] = feed.token(done_ + i);
@@ -73,6 +74,14 @@ class PassCutter {
   }
 
  private:
+  /// Rows of all passes to come, or enough of them.
+  int waiting() const {
+    int rows = -done_;
+    for (std::size_t i = feed_; i < feeds_.size() && rows < model_.rows; ++i)
+      rows += feeds_[i].rows();
+    return rows;
+  }
+
   std::span<const InnerFeed> feeds_;
   LoadedModel& model_;
   std::size_t feed_ = 0, first_ = 0;
