@@ -57,7 +57,7 @@ void check_plain_name(const std::string& name, const std::string& origin) {
   const bool plain = !name.empty() && name != "." && name != ".." &&
                      name.find_first_of(std::string_view("/\\:\0", 4)) == std::string::npos;
   require(plain, ErrorCode::malformed,
-          "{}: expected the name of a file in the same folder, found {}", origin, show(Json(name)));
+          "{}: expected the name of a file in the same folder, found {}", origin, show(Json{name}));
 }
 
 Files open_one(const fs::path& path, const std::string& how, LoadReport& report) {
@@ -71,26 +71,26 @@ Files open_shards(const fs::path& index_file, LoadReport& report) {
   const Json index = read_json(index_file);
   const std::string origin = display(index_file.filename());
   const Json* weight_map = Fields(index, origin).find({"weight_map"});
-  require(weight_map && weight_map->is_object() && !weight_map->empty(), ErrorCode::malformed,
+  const auto* shard_of = weight_map ? weight_map->get<Json::Object>() : nullptr;
+  require(shard_of && !shard_of->empty(), ErrorCode::malformed,
           "{}: expected an object weight_map of tensors and files", origin);
 
   std::map<std::string, std::unique_ptr<SafetensorsFile>> shards;
-  for (const auto& [tensor, shard] : weight_map->items()) {
-    require(shard.is_string(), ErrorCode::malformed,
-            "{}: {}: expected the name of a file, found {}", origin, printable(tensor),
-            show(shard));
-    const std::string& name = shard.get_ref<const std::string&>();
-    auto& file = shards[name];
+  for (const auto& [tensor, shard] : *shard_of) {
+    const auto* name = shard.get<std::string>();
+    require(name, ErrorCode::malformed, "{}: {}: expected the name of a file, found {}", origin,
+            printable(tensor), show(shard));
+    auto& file = shards[*name];
     if (!file) {
-      check_plain_name(name, origin);
-      const fs::path path = index_file.parent_path() / name;
+      check_plain_name(*name, origin);
+      const fs::path path = index_file.parent_path() / *name;
       require(is_file(path), ErrorCode::not_found, "{}: shard {} is missing", origin,
               display(path));
       file = std::make_unique<SafetensorsFile>(path);
     }
     require(file->find(tensor) != nullptr, ErrorCode::malformed,
             "{}: tensor {} should be in {}, but is not", origin, printable(tensor),
-            printable(name));
+            printable(*name));
   }
   report.decisions.push_back(fmt::format("weights from {} shards of {}", shards.size(), origin));
   Files files;
