@@ -1,10 +1,13 @@
 #include "checkpoint/folder.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <optional>
 #include <system_error>
 #include <utility>
+
+#include <dirent.h>
 
 #include "checkpoint/fields.h"
 #include "support/check.h"
@@ -39,15 +42,25 @@ bool is_pickle(const fs::path& path) {
        display(path));
 }
 
-/// The regular files of a folder in order of name.
+/// The regular files of a folder in order of name. Not by std::filesystem's iterator: libstdc++'s
+/// allocates where nothing may be thrown, and ends the process if it cannot.
 std::vector<fs::path> list(const fs::path& folder) {
+  const auto check = [&](bool good) {
+    if (const int error = errno; !good)
+      fail(error == ENOMEM ? ErrorCode::out_of_memory : ErrorCode::not_found,
+           "{}: cannot list the folder: {}", display(folder),
+           std::system_category().message(error));
+  };
+  const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir(folder.c_str()), ::closedir);
+  check(directory != nullptr);
   std::vector<fs::path> files;
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
-       entry.increment(error))
-    if (is_file(entry->path())) files.push_back(entry->path());
-  require(!error, ErrorCode::not_found, "{}: cannot list the folder: {}", display(folder),
-          error.message());
+  for (;;) {
+    errno = 0;  // at the end it stays so
+    const dirent* entry = ::readdir(directory.get());
+    if (!entry) break;
+    if (fs::path file = folder / entry->d_name; is_file(file)) files.push_back(std::move(file));
+  }
+  check(errno == 0);
   std::sort(files.begin(), files.end());
   return files;
 }
