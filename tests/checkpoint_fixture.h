@@ -13,9 +13,9 @@
 
 #include <doctest/doctest.h>
 #include <guanaco/error.h>
-#include <nlohmann/json.hpp>
 
 #include "checkpoint/checkpoint.h"
+#include "dom.h"
 #include "io/json.h"
 #include "io/safetensors_writer.h"
 #include "support/half.h"
@@ -95,8 +95,8 @@ class Published {
   /// Merges a JSON object over a file that may not be there yet; null removes a field.
   void merge(const std::string& name, const std::string& patch) const {
     const bool there = std::filesystem::exists(path() / name);
-    Json json = there ? read_json(path() / name) : Json::object();
-    json.merge_patch(parse_json(patch, "patch"));
+    nlohmann::json json = there ? read_dom(path() / name) : nlohmann::json::object();
+    json.merge_patch(nlohmann::json::parse(patch));
     write(name, json.dump());
   }
 

@@ -34,7 +34,7 @@ TEST_CASE("the dequantised weights of the real models are those of the reference
     std::cout << "[skipped] " << root << " is not there\n";
     return;
   }
-  const Json goldens = read_json(root / "goldens" / "weights.json")["packed"];
+  const nlohmann::json goldens = read_dom(root / "goldens" / "weights.json")["packed"];
   REQUIRE(goldens.size() == 4);
   for (const auto& [variant, linears] : goldens.items()) {
     CAPTURE(variant);
@@ -45,10 +45,10 @@ TEST_CASE("the dequantised weights of the real models are those of the reference
     std::size_t compared = 0;
     for_each_linear(checkpoint, [&](const Linear& linear) {
       if (!linears.contains(name(linear))) return;
-      const Json& golden = linears[name(linear)];
+      const nlohmann::json& golden = linears[name(linear)];
       const std::vector<float> weights = weights_of(linear);
-      REQUIRE(golden["shape"] == Json({outputs(linear), inputs(linear)}));
-      for (const Json& entry : golden["entries"]) {
+      REQUIRE(golden["shape"] == nlohmann::json({outputs(linear), inputs(linear)}));
+      for (const nlohmann::json& entry : golden["entries"]) {
         const std::size_t row = entry[0],
                           at = row * std::size_t(inputs(linear)) + entry[1].get<std::size_t>();
         CHECK(weights[at] == entry[2].get<float>());

@@ -13,9 +13,10 @@ namespace guanaco {
 namespace {
 
 LlamaConfig parse(const std::string& text, LoadReport& report) {
-  Json json = parse_json(R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama"})", "");
-  json.merge_patch(parse_json(text, "test"));
-  return parse_llama_config(json, report);
+  auto json =
+      nlohmann::json::parse(R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama"})");
+  json.merge_patch(nlohmann::json::parse(text));
+  return parse_llama_config(parse_json(json.dump(), "test"), report);
 }
 
 LlamaConfig parse(const std::string& text) {
@@ -25,7 +26,7 @@ LlamaConfig parse(const std::string& text) {
 
 TEST_CASE("an empty config.json means LLaMA 7B") {
   LoadReport report;
-  const LlamaConfig config = parse_llama_config(Json::object(), report);
+  const LlamaConfig config = parse_llama_config(Json{Json::Object()}, report);
   CHECK(config.layers == 32);
   CHECK(config.hidden == 4096);
   CHECK(config.ffn == 11008);
@@ -206,7 +207,7 @@ TEST_CASE("every number out of its range and every contradiction of config.json 
   }
   LoadReport report;
   check_refused(ErrorCode::malformed, {"config.json", "object"},
-                [&] { parse_llama_config(Json::array(), report); });
+                [&] { parse_llama_config(Json{Json::Array()}, report); });
 }
 
 QuantizationConfig parse_settings(const std::string& in_config, const std::string& quantize,

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include <guanaco/error.h>
-#include <nlohmann/json.hpp>
 
 #include "checkpoint/config.h"
 #include "checkpoint/rotary.h"
@@ -75,13 +74,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     });
     attempt([&] {
       LoadReport report;
-      check(guanaco::parse_quantization_config(nullptr, json, nullptr, report));
+      check(guanaco::parse_quantization_config({}, json, {}, report));
     });
     // As published: the object inside config.json, contradicted by a file beside it.
     attempt([&] {
       LoadReport report;
-      const Json inside = json.is_object() ? json.value("quantization_config", Json()) : Json();
-      check(guanaco::parse_quantization_config(inside, json, json, report));
+      const Json* inside = json.find("quantization_config");
+      check(guanaco::parse_quantization_config(inside ? *inside : Json(), json, json, report));
     });
   });
   return 0;

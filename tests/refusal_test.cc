@@ -213,7 +213,8 @@ TEST_CASE("a folder without one certain weight file is refused and the candidate
   published.write("llama.pt", "");
   check_refused(ErrorCode::unsupported, {"llama.pt", "pickle"}, [&] { Checkpoint::open(path); });
   for (const char* name : {"../b", "/etc/b", "a/b", "a\\b", "c:b"}) {
-    published.merge("quantize_config.json", Json({{"model_file_base_name", name}}).dump());
+    published.merge("quantize_config.json",
+                    nlohmann::json({{"model_file_base_name", name}}).dump());
     check_refused(ErrorCode::malformed, {"model_file_base_name", "same folder"},
                   [&] { Checkpoint::open(path); });
   }
@@ -222,10 +223,10 @@ TEST_CASE("a folder without one certain weight file is refused and the candidate
 TEST_CASE("an index may only name what is there and beside it") {
   const Published published({.shards = 3});
   const std::string index = "model.safetensors.index.json";
-  const Json good = read_json(published.path() / index);
+  const nlohmann::json good = read_dom(published.path() / index);
   const auto refuse = [&](ErrorCode code, std::initializer_list<const char*> parts,
-                          const std::function<void(Json&)>& change) {
-    Json changed = good;
+                          const std::function<void(nlohmann::json&)>& change) {
+    nlohmann::json changed = good;
     change(changed);
     published.write(index, changed.dump());
     check_refused(code, parts, [&] { Checkpoint::open(published.path()); });
@@ -233,19 +234,22 @@ TEST_CASE("an index may only name what is there and beside it") {
   for (const char* hostile : {"../model-00001-of-00003.safetensors", "..", ".", "", "/etc/passwd",
                               "a/b.safetensors", "a\\b.safetensors", "C:model.safetensors"})
     refuse(ErrorCode::malformed, {"index.json", "same folder"},
-           [&](Json& json) { json["weight_map"]["model.norm.weight"] = hostile; });
-  refuse(ErrorCode::not_found, {"index.json", "missing.safetensors"},
-         [](Json& json) { json["weight_map"]["model.norm.weight"] = "missing.safetensors"; });
+           [&](nlohmann::json& json) { json["weight_map"]["model.norm.weight"] = hostile; });
+  refuse(ErrorCode::not_found, {"index.json", "missing.safetensors"}, [](nlohmann::json& json) {
+    json["weight_map"]["model.norm.weight"] = "missing.safetensors";
+  });
   refuse(ErrorCode::malformed, {"model.norm.weight", "model-00001-of-00003", "is not"},
-         [](Json& json) {
+         [](nlohmann::json& json) {
            json["weight_map"]["model.norm.weight"] = "model-00001-of-00003.safetensors";
          });
   refuse(ErrorCode::malformed, {"model.norm.weight", "name of a file"},
-         [](Json& json) { json["weight_map"]["model.norm.weight"] = 3; });
-  refuse(ErrorCode::malformed, {"weight_map"}, [](Json& json) { json.erase("weight_map"); });
+         [](nlohmann::json& json) { json["weight_map"]["model.norm.weight"] = 3; });
   refuse(ErrorCode::malformed, {"weight_map"},
-         [](Json& json) { json["weight_map"] = Json::object(); });
-  refuse(ErrorCode::malformed, {"object"}, [](Json& json) { json = Json::array(); });
+         [](nlohmann::json& json) { json.erase("weight_map"); });
+  refuse(ErrorCode::malformed, {"weight_map"},
+         [](nlohmann::json& json) { json["weight_map"] = nlohmann::json::object(); });
+  refuse(ErrorCode::malformed, {"object"},
+         [](nlohmann::json& json) { json = nlohmann::json::array(); });
   published.write(index, "{");
   check_refused(ErrorCode::malformed, {"index.json"}, [&] { Checkpoint::open(published.path()); });
 

@@ -70,7 +70,8 @@ OrderedJson model_config(const Options& options) {
     config["quantization_config"]["quant_method"] = "gptq";
   }
   if (!options.config_overrides.empty())
-    config.merge_patch(OrderedJson(parse_json(options.config_overrides, "config_overrides")));
+    config.merge_patch(
+        OrderedJson::parse(to_text(parse_json(options.config_overrides, "config_overrides"))));
   return config;
 }
 

@@ -11,9 +11,7 @@
 #include <fmt/format.h>
 #include <guanaco/error.h>
 #include <sentencepiece_processor.h>
-#include <nlohmann/json.hpp>
-
-#include "io/json.h"
+#include "dom.h"
 #include "io/safetensors.h"
 #include "support/half.h"
 #include "synthetic.h"
@@ -236,11 +234,12 @@ TEST_CASE("synthetic checkpoints: the two versions of zero points mean the same 
   for (const std::uint32_t word : read<std::uint32_t>(v2, zeros)) CHECK(word == 0x88888888);
   CHECK(read<std::uint32_t>(v1, "model.layers.1.mlp.up_proj.qweight") ==
         read<std::uint32_t>(v2, "model.layers.1.mlp.up_proj.qweight"));
-  CHECK_FALSE(read_json(one.path() / "quantize_config.json").contains("checkpoint_format"));
-  CHECK(read_json(two.path() / "quantize_config.json")["checkpoint_format"] == "gptq_v2");
+  CHECK_FALSE(read_dom(one.path() / "quantize_config.json").contains("checkpoint_format"));
+  CHECK(read_dom(two.path() / "quantize_config.json")["checkpoint_format"] == "gptq_v2");
   options.label = 1;
   CHECK(contents(two.path()) != written(options));
-  CHECK(Json::parse(written(options).at("quantize_config.json"))["checkpoint_format"] == "gptq");
+  CHECK(nlohmann::json::parse(written(options).at("quantize_config.json"))["checkpoint_format"] ==
+        "gptq");
 }
 
 TEST_CASE("synthetic checkpoints: types and biases and settings land where they are said to") {
@@ -258,7 +257,7 @@ TEST_CASE("synthetic checkpoints: types and biases and settings land where they 
   options.config_overrides = R"({"rope_theta": 5e5, "pad_token_id": null})";
   options.shards = 3;
   write_synthetic(folder.path(), options);
-  const Json config = read_json(folder.path() / "config.json");
+  const nlohmann::json config = read_dom(folder.path() / "config.json");
   CHECK(config["quantization_config"]["quant_method"] == "gptq");
   CHECK(config["num_key_value_heads"] == 1);
   CHECK(config["attention_bias"] == true);
@@ -266,7 +265,7 @@ TEST_CASE("synthetic checkpoints: types and biases and settings land where they 
   CHECK_FALSE(config.contains("pad_token_id"));
   CHECK_FALSE(std::filesystem::exists(folder.path() / "quantize_config.json"));
 
-  const Json index = read_json(folder.path() / "model.safetensors.index.json");
+  const nlohmann::json index = read_dom(folder.path() / "model.safetensors.index.json");
   std::uint64_t total = 0;
   std::set<std::string> names;
   for (int shard = 1; shard <= 3; ++shard) {
@@ -295,8 +294,8 @@ TEST_CASE("synthetic checkpoints: the dialect of 2023 says nothing but its file 
   const auto files = written(thebloke_dialect({}));
   CHECK(files.contains("Guanaco-13B-GPTQ-4bit-128g.no-act-order.safetensors"));
   CHECK_FALSE(files.contains("quantize_config.json"));
-  CHECK_FALSE(Json::parse(files.at("config.json")).contains("quantization_config"));
-  CHECK_FALSE(Json::parse(files.at("config.json")).contains("attention_bias"));
+  CHECK_FALSE(nlohmann::json::parse(files.at("config.json")).contains("quantization_config"));
+  CHECK_FALSE(nlohmann::json::parse(files.at("config.json")).contains("attention_bias"));
 }
 
 TEST_CASE("synthetic checkpoints: giving up or wrong options leave nothing behind") {

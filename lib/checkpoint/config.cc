@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <string_view>
 
-#include <nlohmann/json.hpp>
-
 #include "checkpoint/fields.h"
 #include "support/check.h"
 #include "support/utf8.h"
@@ -20,10 +18,10 @@ constexpr int kMostVocab = 1 << 24, kMostContext = 1 << 24;
 void check_architecture(const Fields& fields, LoadReport& report) {
   const Json* architectures = fields.find({"architectures"});
   if (architectures) {
+    const auto* names = architectures->get<Json::Array>();
     const bool llama =
-        architectures->is_array() &&
-        std::any_of(architectures->begin(), architectures->end(), [](const Json& name) {
-          return name == "LlamaForCausalLM" || name == "LLaMAForCausalLM";
+        names && std::any_of(names->begin(), names->end(), [](const Json& name) {
+          return name == Json{"LlamaForCausalLM"} || name == Json{"LLaMAForCausalLM"};
         });
     require(llama, ErrorCode::unsupported, "{}: architectures: expected LlamaForCausalLM, found {}",
             fields.origin(), show(*architectures));
@@ -42,19 +40,20 @@ void check_architecture(const Fields& fields, LoadReport& report) {
 
 /// The settings of rotary embeddings in one object: "rope_parameters" (transformers 5) over
 /// "rope_scaling".
-Json rotary_object(const Fields& fields) {
-  Json merged = Json::object();
+Json::Object rotary_object(const Fields& fields) {
+  Json::Object merged;
   for (const char* place : {"rope_parameters", "rope_scaling"}) {
-    const Json* object = fields.find({place});
-    if (!object) continue;
-    require(object->is_object(), ErrorCode::malformed, "{}: {} must be an object, found {}",
-            fields.origin(), place, show(*object));
-    for (const auto& [key, value] : object->items()) {
+    const Json* found = fields.find({place});
+    if (!found) continue;
+    const auto* object = found->get<Json::Object>();
+    require(object, ErrorCode::malformed, "{}: {} must be an object, found {}", fields.origin(),
+            place, show(*found));
+    for (const auto& [key, value] : *object) {
       if (value.is_null()) continue;
       const auto [known, is_new] = merged.emplace(key, value);
-      require(is_new || *known == value, ErrorCode::malformed,
+      require(is_new || known->second == value, ErrorCode::malformed,
               "{}: rope_parameters and rope_scaling contradict each other in {}: {} and {}",
-              fields.origin(), printable(key), show(*known), show(value));
+              fields.origin(), printable(key), show(known->second), show(value));
     }
   }
   return merged;
@@ -75,7 +74,7 @@ RotaryConfig::Kind rotary_kind(const Fields& rope) {
 }
 
 /// What this library does not know changes the angles in ways it cannot follow.
-void refuse_unknown_rotary_fields(const Json& object, const Fields& rope) {
+void refuse_unknown_rotary_fields(const Json::Object& object, const Fields& rope) {
   constexpr std::string_view kKnown[] = {"rope_type",
                                          "type",
                                          "rope_theta",
@@ -91,7 +90,7 @@ void refuse_unknown_rotary_fields(const Json& object, const Fields& rope) {
                                          "partial_rotary_factor",
                                          "truncate",
                                          "finetuned"};
-  for (const auto& [key, value] : object.items())
+  for (const auto& [key, value] : object)
     require(std::find(std::begin(kKnown), std::end(kKnown), key) != std::end(kKnown),
             ErrorCode::unsupported, "{}: unknown field {}: {}", rope.origin(), printable(key),
             show(value));
@@ -100,11 +99,11 @@ void refuse_unknown_rotary_fields(const Json& object, const Fields& rope) {
 }
 
 RotaryConfig parse_rotary(const Fields& fields, const LlamaConfig& config, LoadReport& report) {
-  const Json object = rotary_object(fields);
+  const Json object{rotary_object(fields)};
   const Fields rope(object, fields.origin() + ": rope_scaling");
   RotaryConfig rotary;
   rotary.kind = rotary_kind(rope);
-  refuse_unknown_rotary_fields(object, rope);
+  refuse_unknown_rotary_fields(*object.get<Json::Object>(), rope);
   for (const Fields* place : {&fields, &rope})
     require(place->number({"partial_rotary_factor"}, 0, 1).value_or(1) == 1, ErrorCode::unsupported,
             "{}: partial_rotary_factor: expected 1", place->origin());
@@ -162,17 +161,19 @@ RotaryConfig parse_rotary(const Fields& fields, const LlamaConfig& config, LoadR
 std::vector<int> token_ids(const Fields& fields, const char* name, int fallback,
                            LoadReport& report) {
   const Json* value = fields.find({name});
-  if (!value || (value->is_array() && value->empty())) return {fallback};
+  if (!value) return {fallback};
   const auto one = [&](const Json& id) {
-    const Json single = {{name, id}};
+    const Json single{Json::Object{{name, id}}};
     return Fields(single, fields.origin()).integer({name}, -1, kMostVocab).value_or(fallback);
   };
-  if (!value->is_array()) return {one(*value)};
+  const auto* list = value->get<Json::Array>();
+  if (!list) return {one(*value)};
+  if (list->empty()) return {fallback};
   report.decisions.push_back(
       fmt::format("{}: {} lists {}: without a tokenizer.model the first is taken", fields.origin(),
                   name, show(*value)));
   std::vector<int> ids;
-  for (const Json& id : *value) ids.push_back(one(id));
+  for (const Json& id : *list) ids.push_back(one(id));
   return ids;
 }
 

@@ -3,29 +3,25 @@
 #include <cmath>
 #include <utility>
 
-#include <nlohmann/json.hpp>
-
 #include "support/check.h"
 #include "support/utf8.h"
 
 namespace guanaco {
 namespace {
 
-bool is_number_within(const Json& value, double least, double most) {
-  if (!value.is_number()) return false;
-  const double number = value.get<double>();
-  return number >= least && number <= most;
+/// The number that a value is, if it is one within these bounds.
+std::optional<double> number_within(const Json& value, double least, double most) {
+  const std::optional<double> number = value.number();
+  return number && *number >= least && *number <= most ? number : std::nullopt;
 }
 
 }  // namespace
 
-std::string show(const Json& value) {
-  return printable(value.dump(-1, ' ', false, Json::error_handler_t::replace));
-}
+std::string show(const Json& value) { return printable(to_text(value)); }
 
 Fields::Fields(const Json& object, std::string origin)
     : object_(object), origin_(std::move(origin)) {
-  if (!object.is_object())
+  if (!object.get<Json::Object>())
     fail(ErrorCode::malformed, "{}: expected an object, found {}", origin_, show(object));
 }
 
@@ -33,10 +29,10 @@ const Json* Fields::find(Names names) const {
   const Json* found = nullptr;
   const char* found_name = nullptr;
   for (const char* name : names) {
-    const auto field = object_.find(name);
-    if (field == object_.end() || field->is_null()) continue;
+    const Json* field = object_.find(name);
+    if (!field || field->is_null()) continue;
     if (!found) {
-      found = &*field;
+      found = field;
       found_name = name;
     } else if (*found != *field) {
       fail(ErrorCode::malformed, "{}: {} and {} mean the same, but {} and {} differ", origin_,
@@ -49,47 +45,53 @@ const Json* Fields::find(Names names) const {
 std::optional<int> Fields::integer(Names names, int least, int most) const {
   const Json* value = find(names);
   if (!value) return std::nullopt;
-  const bool good = is_number_within(*value, least, most) &&
-                    value->get<double>() == std::trunc(value->get<double>());
-  require(good, ErrorCode::malformed, "{}: {} must be a whole number from {} to {}, found {}",
-          origin_, *names.begin(), least, most, show(*value));
-  return int(value->get<double>());
+  const auto number = number_within(*value, least, most);
+  require(number && *number == std::trunc(*number), ErrorCode::malformed,
+          "{}: {} must be a whole number from {} to {}, found {}", origin_, *names.begin(), least,
+          most, show(*value));
+  return int(*number);
 }
 
 std::optional<double> Fields::number(Names names, double least, double most) const {
   const Json* value = find(names);
   if (!value) return std::nullopt;
-  require(is_number_within(*value, least, most), ErrorCode::malformed,
+  const auto number = number_within(*value, least, most);
+  require(number.has_value(), ErrorCode::malformed,
           "{}: {} must be a number from {} to {}, found {}", origin_, *names.begin(), least, most,
           show(*value));
-  return value->get<double>();
+  return number;
 }
 
 std::optional<bool> Fields::boolean(Names names) const {
   const Json* value = find(names);
   if (!value) return std::nullopt;
-  require(value->is_boolean(), ErrorCode::malformed, "{}: {} must be true or false, found {}",
-          origin_, *names.begin(), show(*value));
-  return value->get<bool>();
+  const bool* truth = value->get<bool>();
+  require(truth, ErrorCode::malformed, "{}: {} must be true or false, found {}", origin_,
+          *names.begin(), show(*value));
+  return *truth;
 }
 
 std::optional<std::string> Fields::text(Names names) const {
   const Json* value = find(names);
   if (!value) return std::nullopt;
-  require(value->is_string(), ErrorCode::malformed, "{}: {} must be a string, found {}", origin_,
-          *names.begin(), show(*value));
-  return value->get<std::string>();
+  const auto* text = value->get<std::string>();
+  require(text, ErrorCode::malformed, "{}: {} must be a string, found {}", origin_, *names.begin(),
+          show(*value));
+  return *text;
 }
 
 std::optional<std::vector<double>> Fields::numbers(Names names, double least, double most) const {
   const Json* value = find(names);
   if (!value) return std::nullopt;
-  bool good = value->is_array();
-  if (good)
-    for (const Json& element : *value) good = good && is_number_within(element, least, most);
-  require(good, ErrorCode::malformed, "{}: {} must be a list of numbers from {} to {}, found {}",
-          origin_, *names.begin(), least, most, show(*value));
-  return value->get<std::vector<double>>();
+  const auto* list = value->get<Json::Array>();
+  std::vector<double> numbers;
+  if (list)
+    for (const Json& element : *list)
+      if (const auto number = number_within(element, least, most)) numbers.push_back(*number);
+  require(list && numbers.size() == list->size(), ErrorCode::malformed,
+          "{}: {} must be a list of numbers from {} to {}, found {}", origin_, *names.begin(),
+          least, most, show(*value));
+  return numbers;
 }
 
 }  // namespace guanaco

@@ -1,10 +1,13 @@
 #include "checkpoint/folder.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <optional>
 #include <system_error>
 #include <utility>
+
+#include <dirent.h>
 
 #include "checkpoint/fields.h"
 #include "support/check.h"
@@ -39,15 +42,25 @@ bool is_pickle(const fs::path& path) {
        display(path));
 }
 
-/// The regular files of a folder in order of name.
+/// The regular files of a folder in order of name. Not by std::filesystem's iterator: libstdc++'s
+/// allocates where nothing may be thrown, and ends the process if it cannot.
 std::vector<fs::path> list(const fs::path& folder) {
+  const auto check = [&](bool good) {
+    if (const int error = errno; !good)
+      fail(error == ENOMEM ? ErrorCode::out_of_memory : ErrorCode::not_found,
+           "{}: cannot list the folder: {}", display(folder),
+           std::system_category().message(error));
+  };
+  const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir(folder.c_str()), ::closedir);
+  check(directory != nullptr);
   std::vector<fs::path> files;
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
-       entry.increment(error))
-    if (is_file(entry->path())) files.push_back(entry->path());
-  require(!error, ErrorCode::not_found, "{}: cannot list the folder: {}", display(folder),
-          error.message());
+  for (;;) {
+    errno = 0;  // at the end it stays so
+    const dirent* entry = ::readdir(directory.get());
+    if (!entry) break;
+    if (fs::path file = folder / entry->d_name; is_file(file)) files.push_back(std::move(file));
+  }
+  check(errno == 0);
   std::sort(files.begin(), files.end());
   return files;
 }
@@ -57,7 +70,7 @@ void check_plain_name(const std::string& name, const std::string& origin) {
   const bool plain = !name.empty() && name != "." && name != ".." &&
                      name.find_first_of(std::string_view("/\\:\0", 4)) == std::string::npos;
   require(plain, ErrorCode::malformed,
-          "{}: expected the name of a file in the same folder, found {}", origin, show(Json(name)));
+          "{}: expected the name of a file in the same folder, found {}", origin, show(Json{name}));
 }
 
 Files open_one(const fs::path& path, const std::string& how, LoadReport& report) {
@@ -71,26 +84,26 @@ Files open_shards(const fs::path& index_file, LoadReport& report) {
   const Json index = read_json(index_file);
   const std::string origin = display(index_file.filename());
   const Json* weight_map = Fields(index, origin).find({"weight_map"});
-  require(weight_map && weight_map->is_object() && !weight_map->empty(), ErrorCode::malformed,
+  const auto* shard_of = weight_map ? weight_map->get<Json::Object>() : nullptr;
+  require(shard_of && !shard_of->empty(), ErrorCode::malformed,
           "{}: expected an object weight_map of tensors and files", origin);
 
   std::map<std::string, std::unique_ptr<SafetensorsFile>> shards;
-  for (const auto& [tensor, shard] : weight_map->items()) {
-    require(shard.is_string(), ErrorCode::malformed,
-            "{}: {}: expected the name of a file, found {}", origin, printable(tensor),
-            show(shard));
-    const std::string& name = shard.get_ref<const std::string&>();
-    auto& file = shards[name];
+  for (const auto& [tensor, shard] : *shard_of) {
+    const auto* name = shard.get<std::string>();
+    require(name, ErrorCode::malformed, "{}: {}: expected the name of a file, found {}", origin,
+            printable(tensor), show(shard));
+    auto& file = shards[*name];
     if (!file) {
-      check_plain_name(name, origin);
-      const fs::path path = index_file.parent_path() / name;
+      check_plain_name(*name, origin);
+      const fs::path path = index_file.parent_path() / *name;
       require(is_file(path), ErrorCode::not_found, "{}: shard {} is missing", origin,
               display(path));
       file = std::make_unique<SafetensorsFile>(path);
     }
     require(file->find(tensor) != nullptr, ErrorCode::malformed,
             "{}: tensor {} should be in {}, but is not", origin, printable(tensor),
-            printable(name));
+            printable(*name));
   }
   report.decisions.push_back(fmt::format("weights from {} shards of {}", shards.size(), origin));
   Files files;

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include <guanaco/model.h>
-#include <nlohmann/json.hpp>
 
 #include "checkpoint/config.h"
 #include "checkpoint/linear.h"

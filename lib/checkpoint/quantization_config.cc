@@ -2,8 +2,6 @@
 #include <array>
 #include <string_view>
 
-#include <nlohmann/json.hpp>
-
 #include "checkpoint/config.h"
 #include "checkpoint/fields.h"
 #include "support/check.h"
@@ -64,7 +62,8 @@ QuantizationConfig parse_one(const Fields& fields) {
   config.act_order = fields.boolean({"desc_act", "act_order"});
   config.symmetric = fields.boolean({"sym"});
   const Json* dynamic = fields.find({"dynamic"});
-  config.varies_by_module = dynamic && !dynamic->empty();
+  config.varies_by_module =
+      dynamic && *dynamic != Json{Json::Object()} && *dynamic != Json{Json::Array()};
   config.weight_file = fields.text({"model_file_base_name"}).value_or("");
   return config;
 }

@@ -14,8 +14,6 @@
 namespace guanaco {
 namespace {
 
-using Json = nlohmann::json;
-
 static_assert(std::endian::native == std::endian::little, "tensors are used as they are stored");
 
 struct DTypeFacts {
@@ -43,7 +41,7 @@ constexpr std::size_t kEntries = 1'000'000, kMetadataEntries = 65'536, kNameByte
 
 /// Reads a header event by event, so that a hostile one costs no more than the entries it is
 /// allowed. Every method returns true or throws.
-class HeaderReader : public nlohmann::json_sax<Json> {
+class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
  public:
   explicit HeaderReader(std::string file) : file_(std::move(file)) {}
 
@@ -133,7 +131,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   bool null() override { unexpected("null"); }
   bool boolean(bool) override { unexpected("a boolean"); }
   bool binary(binary_t&) override { unexpected("binary data"); }
-  bool parse_error(std::size_t position, const std::string&, const Json::exception&) override {
+  bool parse_error(std::size_t position, const std::string&,
+                   const nlohmann::json::exception&) override {
     fail(ErrorCode::malformed, "{}: malformed JSON at byte {} of the header", file_, position);
   }
 

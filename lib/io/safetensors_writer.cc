@@ -9,8 +9,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <nlohmann/json.hpp>
+#include <fmt/ranges.h>
 
+#include "io/json.h"
 #include "support/check.h"
 #include "support/utf8.h"
 
@@ -28,11 +29,13 @@ std::string header_text(const std::filesystem::path& path,
                         std::span<const SafetensorsWriter::Tensor> tensors,
                         const std::map<std::string, std::string>& metadata) {
   const std::string file = printable(path.native());
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
   std::set<std::string_view> names = {"__metadata__"};
-  std::string text = header.dump();
-  text.pop_back();
+  std::string text = "{";
+  if (!metadata.empty()) {
+    Json::Object object;
+    for (const auto& [key, value] : metadata) object.emplace(key, Json{value});
+    text += "\"__metadata__\":" + to_text(Json{object});
+  }
   std::uint64_t offset = 0;
   for (const SafetensorsWriter::Tensor& tensor : tensors) {
     require(tensor.name.size() <= 1024 && find_invalid_utf8(tensor.name) == std::string::npos &&
@@ -44,11 +47,9 @@ std::string header_text(const std::filesystem::path& path,
     require(add(offset, tensor.bytes(), end), ErrorCode::invalid_argument,
             "{}: its tensors overflow 64 bits", file);
     if (text.size() > 1) text += ',';
-    text +=
-        nlohmann::ordered_json(tensor.name).dump() + ':' +
-        nlohmann::ordered_json{
-            {"dtype", name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {offset, end}}}
-            .dump();
+    text += fmt::format(R"({}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
+                        to_text(Json{tensor.name}), name(tensor.dtype),
+                        fmt::join(tensor.shape, ","), offset, end);
     offset = end;
   }
   text += '}';

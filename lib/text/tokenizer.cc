@@ -2,6 +2,7 @@
 #include <sentencepiece_processor.h>
 
 #include <charconv>
+#include <new>
 #include <utility>
 
 #include "io/file.h"
@@ -16,6 +17,16 @@ using sentencepiece::SentencePieceProcessor;
 
 constexpr std::uint64_t kLimit = std::uint64_t(64) << 20;  // bytes of a model and of one text
 constexpr std::string_view kSpaceSymbol = "\xe2\x96\x81";  // U+2581 stands for a space
+
+/// Throws bad_alloc if sentencepiece's share of `bytes` of input is not to be had. Where memory
+/// ends inside sentencepiece its protobuf is left damaged and may end the process: better it ends
+/// here. That is likely and no more, for others may take the memory meanwhile.
+void require_room(std::uint64_t bytes, std::uint64_t per_byte) {
+  constexpr std::uint64_t kAlways = 64 << 10;
+  ::operator delete(::operator new(std::size_t(kAlways + bytes * per_byte)));
+}
+// At its peak, measured: models of 512 to 32000 pieces took 34 bytes for one, UTF-8 at most 290.
+constexpr std::uint64_t kPerModelByte = 40, kPerTextByte = 320;
 
 /// What we decide on before sentencepiece, which would print or exit, sees the file. Names and
 /// numbers are those of sentencepiece_model.proto.
@@ -151,6 +162,7 @@ struct Tokenizer::Impl {
                   std::vector<TokenId>& ids) const {
     require(text.size() <= kLimit, ErrorCode::invalid_argument,
             "text: expected at most {} bytes, found {}", kLimit, text.size());
+    require_room(text.size(), kPerTextByte);
     std::vector<int> found;
     const auto status = processor.Encode({text.data(), text.size()}, &found);
     // Happens where a control piece is a single character, which then may not stand in a text.
@@ -164,6 +176,7 @@ Tokenizer::Tokenizer(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) 
 
 Tokenizer Tokenizer::load(const std::filesystem::path& file) {
   ModelProto model = read_model(file, read_text(file, kLimit));
+  require_room(model.serialized.size(), kPerModelByte);
   auto impl = std::make_shared<Impl>();
   impl->file = printable(file.native());
   impl->drops_first_space = model.add_dummy_prefix;
