@@ -243,7 +243,7 @@ double Layers::run_head(const Batch& batch) {
   const auto start = Clock::now();
   if (few(batch)) occupy(1);
   backend_->embed(*table_, rows);
-  if (backend_->can_choose(rows.count())) {
+  if (rows.count() <= backend_->most_choices()) {
     backend_->chosen(backend_->choose(*norm_, head, rules), choices);
   } else {
     backend_->logits(*norm_, head, which, logits_);

@@ -81,7 +81,7 @@ class CudaBackend final : public Backend {
   void logits(const DeviceWeight& norm, const DeviceWeight& head, std::span<const int> which,
               std::span<float> out) override;
   void end_pass() override;
-  bool can_choose(int rows) const override { return rows >= 1 && rows <= passes_->most_rows(); }
+  int most_choices() const override { return passes_->most_rows(); }
   unsigned choose(const DeviceWeight& norm, const DeviceWeight& head,
                   std::span<const ChoiceRule> rules) override;
   void chosen(unsigned ticket, std::span<Choice> out) override;

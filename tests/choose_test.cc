@@ -219,22 +219,39 @@ TEST_CASE("with penalties the host chooses and draws go on wherever they are mad
   CHECK(device.backend->logits_calls > 5);
 }
 
-TEST_CASE("more rows than the device can choose for are left to the host") {
-  const DeviceModel device;
-  device.backend->most_rows = 1;
-  Session first(device.model, {.context = 256}), second(device.model, {.context = 256});
-  const GenerateOptions options{.max_tokens = 8, .stop_at_end_of_text = false};
-  Generation one = first.generate("The", kGreedy, options),
-             two = second.generate("Hello", kGreedy, options);
-  Generation* both[] = {&one, &two};
-  for (int i = 0; i < 4; ++i) {
-    step(both);
-    CHECK(one.next());
-    CHECK(two.next());
+TEST_CASE("more rows than the device can choose for at once are several passes") {
+  constexpr int kReplies = 5, kLength = 12;
+  const GenerateOptions options{.max_tokens = kLength, .stop_at_end_of_text = false};
+  const auto prompt_of = [](int i) { return kPrompts[i % 3]; };
+  const auto sampler_of = [](int i) { return sampler(kSamplings[i], 3); };
+  for (const int most : {1, 2, 4}) {
+    CAPTURE(most);
+    const DeviceModel device;
+    device.backend->most_rows = most;
+    std::vector<Session> sessions;
+    std::vector<Generation> generations;
+    std::vector<Generation*> all;
+    for (int i = 0; i < kReplies; ++i) sessions.emplace_back(device.model, SessionOptions{256});
+    for (int i = 0; i < kReplies; ++i)
+      generations.push_back(
+          sessions[std::size_t(i)].generate(prompt_of(i), sampler_of(i), options));
+    for (Generation& generation : generations) all.push_back(&generation);
+    std::vector<Reply> replies(kReplies);
+    for (int t = 0; t < kLength; ++t) {
+      step(all);
+      for (std::size_t i = 0; i < all.size(); ++i)
+        if (const std::optional<Piece> piece = generations[i].next()) replies[i].take(*piece);
+    }
+    // The host chose the first, after prompts; each of the others was chosen by one row of one
+    // pass.
+    CHECK(device.backend->rows_chosen == kReplies * (kLength - 1));
+    CHECK(device.backend->ran_ahead == 0);
+    for (int i = 0; i < kReplies; ++i) {
+      Reply& reply = replies[std::size_t(i)];
+      reply.finish = generations[std::size_t(i)].finish();
+      CHECK(reply == reply_of(host(), prompt_of(i), sampler_of(i), options));
+    }
   }
-  CHECK(device.backend->rows_chosen == 0);
-  CHECK(run(one).tokens.size() == 4);
-  CHECK(device.backend->rows_chosen == 4);
 }
 
 TEST_CASE("the last rows of many feeds are asked for together") {

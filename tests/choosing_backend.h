@@ -129,7 +129,7 @@ class ChoosingBackend : public Backend {
     state_ = State::ended;
     ++ended;
   }
-  bool can_choose(int rows) const override { return rows <= most_rows; }
+  int most_choices() const override { return most_rows; }
   unsigned choose(const DeviceWeight& norm, const DeviceWeight& head,
                   std::span<const ChoiceRule> rules) override {
     const Uncounted device;

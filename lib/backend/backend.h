@@ -137,11 +137,8 @@ class Backend {
   // The end of a pass, after the logits() that it wants or instead of them.
   /// All rows of the pass are in the cache (or will be before anything that comes later).
   virtual void end_pass() {}
-  /// True if choose() can be called for up to that many rows.
-  virtual bool can_choose(int rows) const {
-    static_cast<void>(rows);
-    return false;
-  }
+  /// Most rows of a pass that ends with choose(); 0: none can.
+  virtual int most_choices() const { return 0; }
   /// Stage 7 with the choice of the next token for every row of the pass, in order, and its end.
   /// Does not wait for the device: returns a ticket for chosen(). At most kChoicesAhead tickets may
   /// be open.

@@ -55,24 +55,16 @@ bool in_flight(const ChoosingPasses& choosing, std::span<const StepRow> rows) {
   return true;
 }
 
-}  // namespace
-
-ChoiceRule SamplerAccess::rule(const Sampler& sampler, int choices) {
-  const SamplerOptions& options = sampler.options_;
-  return {.temperature = options.temperature,
-          .top_p = options.top_p,
-          .min_p = options.min_p,
-          .top_k = options.top_k,
-          .choices = choices,
-          .seed = options.seed,
-          .draws = sampler.draws_};
+/// Most rows of a pass whose tokens the device chooses.
+int most_rows(const LoadedModel& model) {
+  return std::min(model.backend->most_choices(), model.rows);
 }
 
-void choose_on_device(LoadedModel& model, std::span<const StepRow> rows,
-                      std::span<const std::stop_token> cancel) {
-  const bool can_launch = rows.size() <= std::size_t(model.rows) &&
-                          model.backend->can_choose(int(rows.size())) &&
-                          std::ranges::all_of(rows, &StepRow::steady);
+/// choose_on_device() for the rows of one pass.
+void choose_in_one_pass(LoadedModel& model, std::span<const StepRow> rows,
+                        std::span<const std::stop_token> cancel, bool runs_ahead) {
+  const bool can_launch =
+      int(rows.size()) <= most_rows(model) && std::ranges::all_of(rows, &StepRow::steady);
   const bool claimed =
       std::ranges::any_of(rows, [](const StepRow& row) { return bool(row.claim->pass); });
   if (!can_launch && !claimed) return;
@@ -95,11 +87,32 @@ void choose_on_device(LoadedModel& model, std::span<const StepRow> rows,
   // From here on the device can be up to two passes ahead of the host.
   std::shared_ptr<ChoosingPass> next;
   const bool cancelled = std::ranges::any_of(cancel, &std::stop_token::stop_requested);
-  if (!cancelled && std::ranges::all_of(rows, &StepRow::goes_on))
+  if (runs_ahead && !cancelled && std::ranges::all_of(rows, &StepRow::goes_on))
     next = launch(model, rows, true, {});
   choosing.collect_oldest(backend);
   for (const StepRow& row : rows) settle(*row.claim);
   if (next) claim(rows, next);
+}
+
+}  // namespace
+
+ChoiceRule SamplerAccess::rule(const Sampler& sampler, int choices) {
+  const SamplerOptions& options = sampler.options_;
+  return {.temperature = options.temperature,
+          .top_p = options.top_p,
+          .min_p = options.min_p,
+          .top_k = options.top_k,
+          .choices = choices,
+          .seed = options.seed,
+          .draws = sampler.draws_};
+}
+
+void choose_on_device(LoadedModel& model, std::span<const StepRow> rows,
+                      std::span<const std::stop_token> cancel) {
+  const auto most = std::size_t(std::max(most_rows(model), 1));
+  for (std::size_t first = 0; first < rows.size(); first += most)
+    choose_in_one_pass(model, rows.subspan(first, std::min(most, rows.size() - first)), cancel,
+                       rows.size() <= most);
 }
 
 }  // namespace guanaco

@@ -38,9 +38,10 @@ struct StepRow {
 
 /// Gets the next token of each row from the device, as far as it can choose, and leaves it in
 /// claim->choice. Rows without a choice afterwards are to be fed, and chosen for by the host:
-/// a step is either launched for all its rows or, where some have choices from before, for none.
+/// a pass is either launched for all its rows or, where some have choices from before, for none.
+/// More rows than the device can choose for at once are several passes.
 ///
-/// Runs one pass ahead: the pass that feeds the tokens chosen in this step is launched before they
+/// One pass runs ahead: the pass that feeds the tokens chosen in this step is launched before they
 /// are waited for, so that the device never waits for the host. The next step finds it as
 /// claim->pass. If it has the same rows in the same order, and nothing else used the backend since,
 /// it launches the pass after that and waits; else it collects what it has a claim to and begins
