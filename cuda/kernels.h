@@ -59,7 +59,7 @@ struct GptqSource {
   bool v1;           ///< zero points are stored minus one (reference/formats.md 1.4)
   int group_size;    ///< input rows of a group, where `group` is null
   const int* group;  ///< [inputs] group of each input row; null: groups are runs of neighbours
-  BadScale* bad;     ///< where a scale that is no finite number is put down
+  BadScale* bad;     ///< where a scale that is used and no finite number is put down
   unsigned number;   ///< what `bad` calls this part
 };
 /// How the 16 outputs of a strip are chosen, so that the pair an epilogue needs lies in rows g and

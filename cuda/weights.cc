@@ -13,7 +13,6 @@ namespace {
 
 constexpr std::size_t kSliceBytes = std::size_t(64) << 20;  ///< of dense rows staged at a time
 constexpr int kReaders = 8;
-constexpr std::size_t kCopyAlign = 16;  ///< copies of weights into shared memory end at multiples
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
@@ -98,6 +97,11 @@ void finish_shape(StreamedWeight& weight, int positions) {
       block_bytes(weight.kind, weight.runs, weight.float_scales, weight.strip_blocks);
 }
 
+/// Copies into shared memory end at multiples of 16 bytes.
+std::size_t block_bytes_on_device(const StreamedWeight& weight) {
+  return (std::size_t(weight.bytes()) + 15) / 16 * 16;
+}
+
 }  // namespace
 
 StreamedWeight plan_weight(std::span<const Linear> parts) {
@@ -120,7 +124,7 @@ StreamedWeight plan_weight(std::span<const Linear> parts) {
 
 std::uint64_t weight_bytes(std::span<const Linear> parts) {
   const StreamedWeight weight = plan_weight(parts);
-  std::uint64_t bytes = weight.bytes();
+  std::uint64_t bytes = block_bytes_on_device(weight);
   for (const Linear& part : parts)
     if (const auto* gptq = std::get_if<GptqLinear>(&part); gptq != nullptr && gptq->g_idx) {
       // The order of the inputs, and their places.
@@ -201,7 +205,7 @@ Weight Weights::linear(std::span<const Linear> parts) {
   }
   finish_shape(weight, order.empty() ? weight.inputs : int(order.size()));
 
-  result->blocks = DeviceBuffer(weight.bytes() + kCopyAlign, "weights");
+  result->blocks = DeviceBuffer(block_bytes_on_device(weight), "weights");
   weight.blocks = result->blocks.as<std::uint8_t>();
   if (!order.empty()) {
     result->order = upload(order, "the order of a weight's inputs");
@@ -296,7 +300,12 @@ Weight Weights::table(const StoredTensor& tensor) {
   WeightLoader& pipeline = loader(0);
   pipeline.load({{tensor, 0, 0, result->rows.as<void>()}},
                 [](std::span<void* const>, cudaStream_t) {});
-  pipeline.finish();  // the readers write to it, and it is the caller's
+  try {
+    pipeline.finish();
+  } catch (...) {
+    loader_.reset();  // the readers may still write to what goes away now
+    throw;
+  }
   return result;
 }
 

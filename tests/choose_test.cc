@@ -297,6 +297,9 @@ TEST_CASE("feeds are cut into passes of as many rows as the backend likes") {
     feed(feeds);
     const int most = std::min(rows, 32);  // as the model was loaded
     CHECK(device.backend->passes == (total + most - 1) / most);
+    std::vector<int> waiting;
+    for (int left = total; left > 0; left -= most) waiting.push_back(std::min(left, 32));
+    CHECK(device.backend->asked_rows == waiting);
     for (std::size_t i = 0; i < sessions.size(); ++i)
       CHECK(std::ranges::equal(sessions[i].logits(), expected[i].logits()));
   }

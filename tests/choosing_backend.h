@@ -31,11 +31,12 @@ class ChoosingBackend : public Backend {
       : cpu_(std::move(cpu)), vocab_(std::size_t(vocab)) {}
 
   // What happened.
-  int passes = 0;        ///< begun
-  int rows_chosen = 0;   ///< for which a token was chosen
-  int ran_ahead = 0;     ///< choose() while the choices before were not collected
-  int logits_calls = 0;  ///< without those that choose() makes
-  int ended = 0;         ///< end_pass()
+  int passes = 0;                       ///< begun
+  int rows_chosen = 0;                  ///< for which a token was chosen
+  int ran_ahead = 0;                    ///< choose() while the choices before were not collected
+  int logits_calls = 0;                 ///< without those that choose() makes
+  int ended = 0;                        ///< end_pass()
+  mutable std::vector<int> asked_rows;  ///< rows_of_pass()
   std::vector<std::string> breaches;
 
   // What is to happen.
@@ -76,7 +77,10 @@ class ChoosingBackend : public Backend {
     return cpu_->make_pages(config, tokens);
   }
 
-  int rows_of_pass(int waiting) const override { return std::min(waiting, pass_rows); }
+  int rows_of_pass(int waiting) const override {
+    asked_rows.push_back(waiting);
+    return std::min(waiting, pass_rows);
+  }
 
   void embed(const DeviceWeight& table, const Rows& rows) override {
     const Uncounted device;

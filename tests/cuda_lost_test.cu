@@ -29,10 +29,10 @@ TEST_CASE("a GPU lost in mid-run is an error of every call and the process goes 
   SyntheticOptions options;
   options.tokenizer = false;
   write_synthetic(folder.path(), options);
-  const ModelOptions on_gpu{.device = Device::cuda, .rows = 32};
+  const ModelOptions on_gpu{.device = Device::cuda, .rows = 128};
   {
     const Model model = Model::load(folder.path(), on_gpu);
-    Session fed(model, {.context = 64}), generating(model, {.context = 64});
+    Session fed(model, {.context = 128}), generating(model, {.context = 64});
     fed.feed(std::vector<TokenId>{5, 6, 7});
     const std::vector<float> logits(fed.logits().begin(), fed.logits().end());
     Generation generation = generating.generate(
@@ -42,7 +42,7 @@ TEST_CASE("a GPU lost in mid-run is an error of every call and the process goes 
     trap<<<1, 1>>>();
     CHECK(cudaDeviceSynchronize() != cudaSuccess);
     CHECK(code_of([&] { fed.feed(std::vector<TokenId>{8}); }) == ErrorCode::device);
-    CHECK(code_of([&] { fed.feed(std::vector<TokenId>(20, 9)); }) == ErrorCode::device);
+    CHECK(code_of([&] { fed.feed(std::vector<TokenId>(60, 9)); }) == ErrorCode::device);
     CHECK(fed.position() == 3);
     CHECK(std::ranges::equal(fed.logits(), logits));
     CHECK(code_of([&] {

@@ -1,6 +1,10 @@
 // Whole models on a GPU, as an application uses them.
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <string>
 #include <thread>
 
 #include <doctest/doctest.h>
@@ -115,6 +119,33 @@ TEST_CASE("cuda: the estimate is the device memory that a model and a session ta
   const std::int64_t taken = taken_beside(feed);
   MESSAGE("estimate " << estimate << ", taken " << taken);
   CHECK(std::llabs(taken - estimate) < (std::int64_t(12) << 20));  // pages are of 2 MiB
+}
+
+TEST_CASE("cuda: a scale that is no finite number is refused by name") {
+  if (!has_device()) return;
+  TemporaryFolder folder;
+  write_synthetic(folder.path(), small(1));
+  const std::string name = "model.layers.1.mlp.up_proj.scales";
+  std::filesystem::path file;
+  std::uint64_t offset = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
+    if (entry.path().extension() == ".safetensors") file = entry.path();
+  {
+    const SafetensorsFile tensors(file);
+    offset = tensors.find(name)->offset + 2 * 77;
+  }
+  std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
+  bytes.seekp(std::streamoff(offset));
+  bytes.write("\x00\x7c", 2);  // infinity in fp16
+  bytes.close();
+  try {
+    Model::load(folder.path(), {.device = Device::cuda, .rows = 32});
+    FAIL("it was loaded");
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    CHECK(error.code() == ErrorCode::malformed);
+    CHECK(what.find(name + ": a scale is inf") != std::string::npos);
+  }
 }
 
 }  // namespace

@@ -35,7 +35,9 @@ for test in ${*:-$tests}; do
   if [ -n "${SANITIZE:-}" ]; then
     for tool in memcheck racecheck synccheck initcheck; do
       echo "== $test under $tool"
-      compute-sanitizer --tool $tool --error-exitcode 9 ".bundle/bin/$test" ${filter:+"$filter"} -tce='*timing*,*published width*,*50*' 2>&1 | tail -n 6 || status=1
+      log=$(compute-sanitizer --tool $tool --error-exitcode 9 ".bundle/bin/$test" ${filter:+"$filter"} \
+        -tce='*timing*,*published width*,*50*,*lost in mid-run*' 2>&1) || status=1
+      echo "$log" | tail -n 6
     done
   else
     echo "== $test"

@@ -121,6 +121,10 @@ TEST_CASE("a feed that fails changes nothing") {
   unchanged();
   CHECK(contains(error_of([&] { session.feed(many); }),
                  "60 tokens do not fit: the session holds 10 and has room for 64"));
+  const std::vector<TokenId> few(2, 300);
+  const Feed one_too_long[] = {{&other, few}, {&session, many}};
+  CHECK(contains(error_of([&] { feed(one_too_long); }), "feed 1 of 2: 60 tokens do not fit"));
+  unchanged();
   for (const TokenId wrong : {-1, bundled().info().vocab})
     CHECK(error_of([&] {
             session.feed(std::vector{TokenId(300), wrong});

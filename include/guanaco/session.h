@@ -110,9 +110,10 @@ struct Feed {
   std::span<const TokenId> tokens;
 };
 
-/// Feeds many sessions of one Model together: the weights are read once for all. All or nothing: if
-/// it throws, every session is as before. Equal, bit for bit on the CPU, to feeding each alone.
-/// Throws invalid_argument if sessions repeat or have different models, else as Session::feed().
+/// Feeds many sessions of one Model together, in as few passes over the weights as the device
+/// likes. All or nothing: if it throws, every session is as before. Equal, bit for bit on the CPU,
+/// to feeding each alone. Throws invalid_argument if sessions repeat or have different models, else
+/// as Session::feed().
 void feed(std::span<const Feed> feeds, const FeedOptions& options = {});
 
 /// One token of a reply.
@@ -154,10 +155,10 @@ class Generation {
   std::unique_ptr<GenerationState> state_;
 };
 
-/// Computes one token for each unfinished generation in a single pass; the next() that follows
-/// hands it out. Prompts may still be unfed. A full context or a cancel ends that generation, not
-/// the others. Throws invalid_argument if generations repeat or have different models; and what
-/// next() throws, once all others have their token.
+/// Computes one token for each unfinished generation, in one pass over the weights or, on a GPU,
+/// one for every 8; the next() that follows hands it out. Prompts may still be unfed. A full
+/// context or a cancel ends that generation, not the others. Throws invalid_argument if generations
+/// repeat or have different models; and what next() throws, once all others have their token.
 void step(std::span<Generation* const> generations);
 
 }  // namespace guanaco

@@ -230,15 +230,21 @@ void feed(std::span<const Feed> feeds, const FeedOptions& options) {
     require(feeds[i].session != nullptr && feeds[i].session->state_ != nullptr,
             ErrorCode::invalid_argument, "feed {} of {} has no session", i, feeds.size());
     SessionState& session = *feeds[i].session->state_;
-    require(!session.generating, ErrorCode::invalid_argument,
-            "feed {} of {}: the session is in use by a generation: free that first", i,
-            feeds.size());
+    const auto check = [&](auto&& what) {  // and say which of them it was
+      try {
+        what();
+      } catch (const Error& error) {
+        if (feeds.size() == 1) throw;
+        fail(error.code(), "feed {} of {}: {}", i, feeds.size(), error.what());
+      }
+    };
+    check([&] { check_unused(session); });
     require(&session.loaded == &feeds[0].session->state_->loaded, ErrorCode::invalid_argument,
             "feed {} of {} has another model than the first", i, feeds.size());
     for (std::size_t j = 0; j < i; ++j)
       require(inner[j].session != &session, ErrorCode::invalid_argument,
               "feeds {} and {} have the same session", j, i);
-    check_feed(session, feeds[i].tokens);
+    check([&] { check_feed(session, feeds[i].tokens); });
     inner[i] = {.session = &session, .tokens = feeds[i].tokens};
     if (!feeds[i].tokens.empty()) inner[i].before = session.unfed;
   }

@@ -68,14 +68,12 @@ bool ThreadPool::is_child() const noexcept { return getpid() != owner_; }
 
 void ThreadPool::stop() {
   if (is_child()) return;  // its threads are not here
-  post({});
+  stopping_.store(true, std::memory_order_relaxed);
+  wake();
   for (const pthread_t worker : workers_) pthread_join(worker, nullptr);
 }
 
-void ThreadPool::post(Job job) {
-  job_ = job;
-  next_.store(0, std::memory_order_relaxed);
-  pending_.store(unsigned(workers_.size()), std::memory_order_relaxed);
+void ThreadPool::wake() {
   posted_.fetch_add(1, std::memory_order_release);
   posted_.notify_all();
 }
@@ -85,20 +83,36 @@ void ThreadPool::run(Job job) {
     if (job.count > 0) job.call(job.body, 0, job.count);
     return;
   }
-  post(job);
+  job_ = job;
+  next_.store(0, std::memory_order_relaxed);
+  gate_.store(kOpen, std::memory_order_release);
+  wake();
   do_share();
-  for (unsigned left; (left = pending_.load(std::memory_order_acquire)) > 0;)
-    wait_while(pending_, left);
+  gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  for (unsigned inside; (inside = gate_.load(std::memory_order_acquire)) > 0;)
+    wait_while(gate_, inside);
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void ThreadPool::work() {
-  for (unsigned seen = 0;; ++seen) {
+  for (unsigned seen = 0;;) {
     wait_while(posted_, seen);
-    if (!job_.call) return;
+    seen = posted_.load(std::memory_order_acquire);
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    if (!enter()) continue;
     do_share();
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    if (gate_.fetch_sub(1, std::memory_order_acq_rel) == 1) gate_.notify_one();
   }
+}
+
+/// To the job that is under way, if there is one.
+bool ThreadPool::enter() {
+  unsigned gate = gate_.load(std::memory_order_relaxed);
+  while ((gate & kOpen) != 0)
+    if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire,
+                                    std::memory_order_relaxed))
+      return true;
+  return false;
 }
 
 void ThreadPool::do_share() noexcept {

@@ -37,13 +37,14 @@ class ThreadPool {
 
  private:
   struct Job {
-    void (*call)(void*, int begin, int end) = nullptr;  ///< null: the pool is going away
+    void (*call)(void*, int begin, int end) = nullptr;
     void* body = nullptr;
     int count = 0;
   };
   void run(Job job);
-  void post(Job job);
+  void wake();
   void work();
+  bool enter();
   void do_share() noexcept;
   void wait_while(const std::atomic<unsigned>& value, unsigned old) const;
   void stop();
@@ -53,9 +54,13 @@ class ThreadPool {
   std::vector<pthread_t> workers_;
   bool spins_;  ///< only where every thread has a CPU: else spinning keeps others from working
   Job job_;
-  std::atomic<int> next_ = 0;          ///< where the next range of the job begins
-  std::atomic<unsigned> posted_ = 0;   ///< jobs so far
-  std::atomic<unsigned> pending_ = 0;  ///< workers that have not done their share of the last one
+  std::atomic<int> next_ = 0;         ///< where the next range of the job begins
+  std::atomic<unsigned> posted_ = 0;  ///< jobs so far
+  /// Workers that are at the job, and kOpen while more may join. Who comes late, because the system
+  /// ran something else meanwhile, is not waited for.
+  std::atomic<unsigned> gate_ = 0;
+  static constexpr unsigned kOpen = 1u << 31;
+  std::atomic<bool> stopping_ = false;
   std::mutex error_mutex_;
   std::exception_ptr error_;
 };
