@@ -24,8 +24,9 @@
  *    a tokenizer is loaded or a text encoded, sentencepiece's protobuf may print and end it. Memory that is short before
  *    such a call is GUANACO_OUT_OF_MEMORY; what other threads take meanwhile is not foreseen. A process that has a
  *    protobuf of its own in its global scope, as one linked with libprotobuf, opens this library by
- *    dlopen(RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND). After fork() the child may use models of the CPU that no other
- *    thread was using at that moment, and load others.
+ *    dlopen(RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND), from C++, too; else sentencepiece meets the wrong one: that prints
+ *    a line, and loading a tokenizer is GUANACO_UNSUPPORTED. After fork() the child may use models of the CPU that no
+ *    other thread was using at that moment, and load others.
  *  - No struct here ever grows, no number is ever reused. New functions and numbers may come with any version. */
 #ifndef GUANACO_C_H
 #define GUANACO_C_H
