@@ -135,7 +135,7 @@ enum { /* texts of a model; those that are lists go on until GUANACO_END */
   GUANACO_TEXT_DEVICE = 1, /* where it runs */
   GUANACO_TEXT_FORMAT = 2,
   GUANACO_TEXT_DECISION = 3, /* list: where each setting came from */
-  GUANACO_TEXT_WARNING = 4,  /* list: contradictions and how they were resolved */
+  GUANACO_TEXT_WARNING = 4,  /* list: contradictions and how they were resolved, and guesses */
   GUANACO_TEXT_IGNORED = 5   /* list: names of tensors that were not used */
 };
 enum { /* places in the array of guanaco_estimate; guanaco::MemoryEstimate */

@@ -62,7 +62,7 @@ struct ModelInfo {
 struct LoadReport {
   std::string format;                  ///< "GPTQ 4 bit, groups of 128, zero points v1, F16 scales"
   std::vector<std::string> decisions;  ///< where each setting came from, one line each
-  std::vector<std::string> warnings;   ///< contradictions and how they were resolved
+  std::vector<std::string> warnings;   ///< contradictions and how they were resolved, and guesses
   std::vector<std::string> ignored;    ///< names of tensors that were not used
 };
 
