@@ -412,6 +412,12 @@ TEST_CASE("safetensors writer: too many or too few bytes and bad layouts are ref
   CHECK(contains(open({{"__metadata__", DType::u8, {1}}}).message, "a new name"));
   CHECK(contains(open({{"\xff", DType::u8, {1}}}).message, "of UTF-8"));
   CHECK(contains(open({{std::string(1025, 'n'), DType::u8, {1}}}).message, "at most 1024"));
+  for (const auto& [key, value] : {std::pair("k\xff", "v"), std::pair("k", "v\xc3")}) {
+    const Failure failure = failure_of([&] { SafetensorsWriter writer(path, {}, {{key, value}}); });
+    CHECK(failure.code == ErrorCode::invalid_argument);
+    CHECK(contains(failure.message, "metadata \"k"));
+    CHECK(contains(failure.message, "expected UTF-8"));
+  }
   CHECK(contains(open({{"a", DType::f4, {3}}}).message, "12 bits"));
   CHECK(contains(open({{"a", DType::u8, {1ull << 40, 1ull << 40}}}).message, "overflows"));
   {
