@@ -345,6 +345,10 @@ TEST_CASE("json: only one well-formed value without duplicate keys is taken") {
   };
   CHECK(contains(message(""), "line 1, column 1"));
   CHECK(contains(message("{\n  \"a\": 1,\n  b\n}"), "line 3, column 3"));
+  CHECK(contains(message("[1, 2"), "line 1, column 6: unexpected end of input; expected ']'"));
+  CHECK(contains(message("[1\n2]"), "line 2, column 1: unexpected number literal; expected ']'"));
+  CHECK(contains(message("[tru\n]"), "line 1, column 5: invalid literal; last read: '[tru"));
+  CHECK(message("[\"" + std::string(100'000, 'x')).size() < 400);
   CHECK(contains(message("{} {}"), "malformed"));
   CHECK(contains(message("{\"a\":1}x"), "malformed"));
   CHECK(contains(message(std::string_view("{}\0{}", 5)), "zero byte at 2"));
