@@ -21,9 +21,9 @@ enum class Device {
 };  ///< automatic: the first usable CUDA device, else the CPU
 enum class Severity { debug, info, warning };
 
-/// What a GPTQ file's zero points mean: v1 files hold the zero point minus one, v2 files the zero
-/// point itself (reference/formats.md 1.4). automatic: as the file's settings say, corrected by the
-/// data where that is certain.
+/// What a GPTQ file's zero points mean: v1 files hold the zero point minus one, as GPTQ-for-LLaMa
+/// and AutoGPTQ write them, v2 files the zero point itself, GPTQModel's "gptq_v2". automatic: as
+/// the file's settings say, corrected by the data where that is certain.
 enum class ZeroPoints { automatic, v1, v2 };
 
 struct ModelOptions {

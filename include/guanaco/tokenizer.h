@@ -12,7 +12,7 @@ namespace guanaco {
 
 using TokenId = std::int32_t;
 
-/// The SentencePiece model of a checkpoint (tokenizer.model; reference/formats.md 3). A handle:
+/// The SentencePiece model of a checkpoint (tokenizer.model; arXiv:1808.06226). A handle:
 /// copies share the model. Immutable; any member, from any thread.
 class Tokenizer {
  public:
