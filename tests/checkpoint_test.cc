@@ -106,7 +106,9 @@ TEST_CASE("dialects that say the same in other ways have the same weights") {
     const Checkpoint checkpoint = open_settled(Published(options).path());
     CHECK(weights_of(checkpoint) == plain_weights());
     CHECK_FALSE(uses_act_order(checkpoint));
-    CHECK(checkpoint.report.warnings.empty());
+    for (const std::string& warning : checkpoint.report.warnings)
+      CHECK(warning.starts_with("no config.json: taken that "));
+    CHECK(checkpoint.report.warnings.empty() == options.config);
   }
 }
 
@@ -304,7 +306,7 @@ TEST_CASE("an added token makes more rows than config.json says") {
   const Checkpoint checkpoint = open_settled(Published(options).path());
   CHECK(checkpoint.config.vocab == 513);
   CHECK(outputs(checkpoint.head) == 513);
-  CHECK(has_line(checkpoint.report.decisions, {"513", "vocab_size 512"}));
+  CHECK(has_line(checkpoint.report.warnings, {"513", "vocab_size 512"}));
 }
 
 TEST_CASE("without config.json sizes come from shapes and every assumption is told") {
@@ -324,10 +326,13 @@ TEST_CASE("without config.json sizes come from shapes and every assumption is to
   CHECK(checkpoint.config.vocab == 512);
   CHECK(checkpoint.config.context == 2048);
   for (const char* assumed : {"128 wide", "1e-6", "10000", "2048"})
-    CHECK(has_line(checkpoint.report.decisions, {"no config.json", assumed}));
+    CHECK(has_line(checkpoint.report.warnings, {"no config.json", assumed}));
+  CHECK(has_line(checkpoint.report.decisions, {"no config.json", "from shapes"}));
 
   options.tied_embeddings = true;
-  CHECK(Checkpoint::open(Published(options).path()).config.tied_embeddings);
+  const Checkpoint tied = Checkpoint::open(Published(options).path());
+  CHECK(tied.config.tied_embeddings);
+  CHECK(has_line(tied.report.warnings, {"no config.json", "no lm_head", "embedding table"}));
 }
 
 TEST_CASE("tensors nobody needs are listed and counted") {

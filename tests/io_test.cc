@@ -345,6 +345,10 @@ TEST_CASE("json: only one well-formed value without duplicate keys is taken") {
   };
   CHECK(contains(message(""), "line 1, column 1"));
   CHECK(contains(message("{\n  \"a\": 1,\n  b\n}"), "line 3, column 3"));
+  CHECK(contains(message("[1, 2"), "line 1, column 6: unexpected end of input; expected ']'"));
+  CHECK(contains(message("[1\n2]"), "line 2, column 1: unexpected number literal; expected ']'"));
+  CHECK(contains(message("[tru\n]"), "line 1, column 5: invalid literal; last read: '[tru"));
+  CHECK(message("[\"" + std::string(100'000, 'x')).size() < 400);
   CHECK(contains(message("{} {}"), "malformed"));
   CHECK(contains(message("{\"a\":1}x"), "malformed"));
   CHECK(contains(message(std::string_view("{}\0{}", 5)), "zero byte at 2"));
@@ -412,6 +416,12 @@ TEST_CASE("safetensors writer: too many or too few bytes and bad layouts are ref
   CHECK(contains(open({{"__metadata__", DType::u8, {1}}}).message, "a new name"));
   CHECK(contains(open({{"\xff", DType::u8, {1}}}).message, "of UTF-8"));
   CHECK(contains(open({{std::string(1025, 'n'), DType::u8, {1}}}).message, "at most 1024"));
+  for (const auto& [key, value] : {std::pair("k\xff", "v"), std::pair("k", "v\xc3")}) {
+    const Failure failure = failure_of([&] { SafetensorsWriter writer(path, {}, {{key, value}}); });
+    CHECK(failure.code == ErrorCode::invalid_argument);
+    CHECK(contains(failure.message, "metadata \"k"));
+    CHECK(contains(failure.message, "expected UTF-8"));
+  }
   CHECK(contains(open({{"a", DType::f4, {3}}}).message, "12 bits"));
   CHECK(contains(open({{"a", DType::u8, {1ull << 40, 1ull << 40}}}).message, "overflows"));
   {

@@ -221,6 +221,7 @@ TEST_CASE("programs: a wrong command line exits with 2 and says what was expecte
     CHECK(contains(result.err, expected));
   };
   check("guanaco-chat", {}, "--model");
+  check("guanaco-chat", {"--modl", GUANACO_MODEL}, "not expected: --modl");
   check("guanaco-chat", chat({"--colour"}), "--colour");
   check("guanaco-chat", chat({"--template", "alpaca"}), "guanaco,card,train,eval,webui");
   check("guanaco-chat", chat({"--device", "tpu"}), "auto,cpu,cuda");

@@ -189,6 +189,11 @@ TEST_CASE("a path that is no checkpoint is refused") {
   published.write("model.bin", "");
   check_refused(ErrorCode::unsupported, {"model.bin", "pickle"},
                 [&] { Checkpoint::open(path / "model.bin"); });
+  for (const char* name : {"llama.gguf", "guanaco.ggmlv3.q4_0.bin", "ggml-model-q4_0.bin"}) {
+    published.write(name, "");
+    check_refused(ErrorCode::unsupported, {name, "GGUF and GGML", "expected .safetensors"},
+                  [&] { Checkpoint::open(path / name); });
+  }
   check_refused(ErrorCode::malformed, {"config.json"}, [&] {
     published.write("config.json", "{\"hidden_size\": 256, \"hidden_size\": 512}");
     Checkpoint::open(path);
@@ -212,6 +217,13 @@ TEST_CASE("a folder without one certain weight file is refused and the candidate
   fs::remove(path / "pytorch_model.bin");
   published.write("llama.pt", "");
   check_refused(ErrorCode::unsupported, {"llama.pt", "pickle"}, [&] { Checkpoint::open(path); });
+  fs::remove(path / "llama.pt");
+  for (const char* name : {"llama.gguf", "guanaco.ggmlv3.q4_0.bin", "ggml-model-q4_0.bin"}) {
+    published.write(name, "");
+    check_refused(ErrorCode::unsupported, {name, "GGUF and GGML", "expected .safetensors"},
+                  [&] { Checkpoint::open(path); });
+    fs::remove(path / name);
+  }
   for (const char* name : {"../b", "/etc/b", "a/b", "a\\b", "c:b"}) {
     published.merge("quantize_config.json",
                     nlohmann::json({{"model_file_base_name", name}}).dump());

@@ -41,6 +41,12 @@ int run_main(CLI::App& app, int argc, char** argv, const std::function<int()>& b
   } catch (const CLI::CallForHelp&) {
     fmt::print("{}", app.help());
     return kOk;
+  } catch (const CLI::RequiredError& error) {
+    // An option misspelt may be the one that is missing.
+    const std::vector<std::string> unknown = app.remaining();
+    const std::string what =
+        unknown.empty() ? error.what() : CLI::ExtrasError(std::vector{unknown.front()}).what();
+    return complain(kUsage, fmt::format("{} (see {} --help)", what, name));
   } catch (const CLI::ParseError& error) {
     return complain(kUsage, fmt::format("{} (see {} --help)", error.what(), name));
   } catch (const guanaco::Error& error) {

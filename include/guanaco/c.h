@@ -24,8 +24,9 @@
  *    a tokenizer is loaded or a text encoded, sentencepiece's protobuf may print and end it. Memory that is short before
  *    such a call is GUANACO_OUT_OF_MEMORY; what other threads take meanwhile is not foreseen. A process that has a
  *    protobuf of its own in its global scope, as one linked with libprotobuf, opens this library by
- *    dlopen(RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND). After fork() the child may use models of the CPU that no other
- *    thread was using at that moment, and load others.
+ *    dlopen(RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND), from C++, too; else sentencepiece meets the wrong one: that prints
+ *    a line, and loading a tokenizer is GUANACO_UNSUPPORTED. After fork() the child may use models of the CPU that no
+ *    other thread was using at that moment, and load others.
  *  - No struct here ever grows, no number is ever reused. New functions and numbers may come with any version. */
 #ifndef GUANACO_C_H
 #define GUANACO_C_H
@@ -134,7 +135,7 @@ enum { /* texts of a model; those that are lists go on until GUANACO_END */
   GUANACO_TEXT_DEVICE = 1, /* where it runs */
   GUANACO_TEXT_FORMAT = 2,
   GUANACO_TEXT_DECISION = 3, /* list: where each setting came from */
-  GUANACO_TEXT_WARNING = 4,  /* list: contradictions and how they were resolved */
+  GUANACO_TEXT_WARNING = 4,  /* list: contradictions and how they were resolved, and guesses */
   GUANACO_TEXT_IGNORED = 5   /* list: names of tensors that were not used */
 };
 enum { /* places in the array of guanaco_estimate; guanaco::MemoryEstimate */
@@ -208,7 +209,8 @@ GUANACO_API int32_t guanaco_tokenizer_size(const guanaco_tokenizer* tokenizer); 
 GUANACO_API int32_t guanaco_tokenizer_bos(const guanaco_tokenizer* tokenizer);  /* -1: none */
 GUANACO_API int32_t guanaco_tokenizer_eos(const guanaco_tokenizer* tokenizer);  /* -1: none */
 /* begin: 1 for the beginning of a sequence (bos in front, a space before the first word), 0 without bos. A byte that is
- * not UTF-8 counts as U+FFFD, which may be three tokens. */
+ * not UTF-8 counts as U+FFFD, which may be three tokens. While it runs it takes 120 to 290 bytes of memory for a byte of
+ * text, measured; if 320 are not to be had beforehand it is GUANACO_OUT_OF_MEMORY. At most 64 MiB of text. */
 GUANACO_API guanaco_status guanaco_tokenizer_encode(const guanaco_tokenizer* tokenizer, const char* text, size_t length,
                                                     int32_t begin, int32_t* tokens, size_t capacity, size_t* needed,
                                                     guanaco_error* error);

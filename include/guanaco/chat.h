@@ -13,8 +13,8 @@ struct Message {
   std::string text;
 };
 
-/// The exact shape in which a conversation becomes one prompt (reference/formats.md 3.6). S is the
-/// system message, U and V what the user says, A the reply to U; a dot stands for a space:
+/// The exact shape in which a conversation becomes one prompt. S is the system message, U and
+/// V what the user says, A the reply to U; a dot stands for a space:
 ///
 ///     name      source                         prompt
 ///     guanaco   the default                    S\n###.Human:.U\n###.Assistant:.A

@@ -21,9 +21,9 @@ enum class Device {
 };  ///< automatic: the first usable CUDA device, else the CPU
 enum class Severity { debug, info, warning };
 
-/// What a GPTQ file's zero points mean: v1 files hold the zero point minus one, v2 files the zero
-/// point itself (reference/formats.md 1.4). automatic: as the file's settings say, corrected by the
-/// data where that is certain.
+/// What a GPTQ file's zero points mean: v1 files hold the zero point minus one, as GPTQ-for-LLaMa
+/// and AutoGPTQ write them, v2 files the zero point itself, GPTQModel's "gptq_v2". automatic: as
+/// the file's settings say, corrected by the data where that is certain.
 enum class ZeroPoints { automatic, v1, v2 };
 
 struct ModelOptions {
@@ -63,7 +63,7 @@ struct ModelInfo {
 struct LoadReport {
   std::string format;                  ///< "GPTQ 4 bit, groups of 128, zero points v1, F16 scales"
   std::vector<std::string> decisions;  ///< where each setting came from, one line each
-  std::vector<std::string> warnings;   ///< contradictions and how they were resolved
+  std::vector<std::string> warnings;   ///< contradictions and how they were resolved, and guesses
   std::vector<std::string> ignored;    ///< names of tensors that were not used
 };
 

@@ -58,7 +58,7 @@ StoredTensor take_embedding(TensorTable& tensors, LlamaConfig& config, LoadRepor
           "tensor {}: expected 1 to {} rows, found {}", name, kMostVocab, rows);
   const StoredTensor table = take_floats(tensors, name, {rows, std::uint64_t(config.hidden)});
   if (int(rows) != config.vocab)
-    report.decisions.push_back(
+    report.warnings.push_back(
         fmt::format("vocabulary {}: the rows of the embedding table, not vocab_size {} of "
                     "config.json",
                     rows, config.vocab));

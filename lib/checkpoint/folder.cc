@@ -31,12 +31,22 @@ Json read_if_there(const fs::path& path) {
   return fs::exists(path, error) ? read_json(path) : Json();
 }
 
-bool is_pickle(const fs::path& path) {
+bool is_ggml(const fs::path& path) {
   const auto extension = path.extension();
+  return extension == ".gguf" || extension == ".ggml" ||
+         (extension == ".bin" && path.filename().native().find("ggml") != std::string::npos);
+}
+
+/// Whether a name promises weights in one of the formats that are refused by name.
+bool is_foreign(const fs::path& path) {
+  const auto extension = path.extension();
+  if (is_ggml(path)) return true;
   return extension == ".bin" || extension == ".pt" || extension == ".pth" || extension == ".ckpt";
 }
 
-[[noreturn]] void refuse_pickle(const fs::path& path) {
+[[noreturn]] void refuse_foreign(const fs::path& path) {
+  require(!is_ggml(path), ErrorCode::unsupported,
+          "{}: GGUF and GGML files are not supported: expected .safetensors", display(path));
   fail(ErrorCode::unsupported,
        "{}: pickle files are not supported: expected .safetensors (a pickle is a program)",
        display(path));
@@ -142,7 +152,7 @@ Folder open_folder(const fs::path& path) {
   if (fs::is_directory(status)) {
     folder.path = path;
   } else {
-    if (is_pickle(path)) refuse_pickle(path);
+    if (is_foreign(path)) refuse_foreign(path);
     require(path.extension() == ".safetensors", ErrorCode::unsupported,
             "{}: expected a folder or a .safetensors file", display(path));
     folder.weight_file = path;
@@ -162,12 +172,12 @@ Files open_weights(const Folder& folder, const QuantizationConfig& settings, Loa
   if (is_file(index)) return open_shards(index, report);
 
   std::vector<fs::path> candidates;
-  std::optional<fs::path> pickle;
+  std::optional<fs::path> foreign;
   for (const fs::path& file : list(folder.path)) {
     if (file.extension() == ".safetensors") candidates.push_back(file);
-    if (is_pickle(file)) pickle = file;
+    if (is_foreign(file)) foreign = file;
   }
-  if (candidates.empty() && pickle) refuse_pickle(*pickle);
+  if (candidates.empty() && foreign) refuse_foreign(*foreign);
   require(!candidates.empty(), ErrorCode::not_found, "{}: expected a .safetensors file, found none",
           display(folder.path));
   std::string names;

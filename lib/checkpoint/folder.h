@@ -28,11 +28,11 @@ struct Folder {
 };
 
 /// Reads the settings of a folder, or of the folder a .safetensors file lies in. Throws not_found,
-/// malformed, and unsupported for weights in a pickle.
+/// malformed, and unsupported for weights in a pickle or in a GGUF or GGML file.
 Folder open_folder(const std::filesystem::path& path);
 
 /// Opens the weight files, found in the order of reference/formats.md 1.8. Throws not_found if
-/// there are none or if it is open which are meant, malformed, unsupported (pickles only).
+/// there are none or if it is open which are meant, malformed, unsupported (other formats only).
 std::vector<std::unique_ptr<SafetensorsFile>> open_weights(const Folder& folder,
                                                            const QuantizationConfig& settings,
                                                            LoadReport& report);

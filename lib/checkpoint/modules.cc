@@ -210,9 +210,10 @@ LlamaConfig infer_config(TensorTable& tensors, LoadReport& report) {
       config.layers, config.hidden, config.ffn, config.heads, config.kv_heads, config.vocab));
   for (const char* assumed : {"heads are 128 wide", "the epsilon of norms is 1e-6",
                               "rotary theta is 10000", "the context is 2048"})
-    report.decisions.push_back(std::string("no config.json: taken that ") + assumed);
+    report.warnings.push_back(std::string("no config.json: taken that ") + assumed);
   if (config.tied_embeddings)
-    report.decisions.push_back("no lm_head: the embedding table is the output layer");
+    report.warnings.push_back(
+        "no config.json and no lm_head: taken that the embedding table is the output layer");
   return config;
 }
 

@@ -16,6 +16,15 @@ constexpr int kDepth = 32;
 constexpr int kValues = 1'000'000;  // a value costs far more memory than its two bytes of text
 constexpr std::uint64_t kFileBytes = 16u << 20;
 
+/// What the parser says of an error: of "[json...] parse error at ...: syntax error while parsing
+/// value - unexpected ']'" that behind the dash, and a colon before it. It may quote the text.
+std::string reason(std::string_view message) {
+  constexpr std::string_view kBefore = " - ";
+  const std::size_t dash = message.find(kBefore);
+  if (dash == std::string_view::npos) return {};
+  return ": " + printable(message.substr(dash + kBefore.size()));
+}
+
 /// Builds the value that the parser's events tell of. Every method returns true or throws.
 class Builder : public nlohmann::json_sax<nlohmann::json> {
  public:
@@ -50,8 +59,9 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
       fail(ErrorCode::malformed, "{}: a number is too large for JSON's double", name_);
     const std::string_view before = text_.substr(0, position > 0 ? position - 1 : 0);
     const std::size_t line_start = before.rfind('\n') + 1;  // 0 if there is none
-    fail(ErrorCode::malformed, "{}: malformed JSON in line {}, column {}", name_,
-         std::count(before.begin(), before.end(), '\n') + 1, before.size() - line_start + 1);
+    fail(ErrorCode::malformed, "{}: malformed JSON in line {}, column {}{}", name_,
+         std::count(before.begin(), before.end(), '\n') + 1, before.size() - line_start + 1,
+         reason(error.what()));
   }
 
  private:

@@ -2,6 +2,7 @@
 #include <sentencepiece_processor.h>
 
 #include <charconv>
+#include <exception>
 #include <new>
 #include <utility>
 
@@ -119,6 +120,25 @@ std::string one_line(std::string text) {
   return text;
 }
 
+/// What `call` of sentencepiece returns. Its protobuf throws only where the process has another one
+/// in its global scope, whose functions it then got instead of its own.
+template <typename Call>
+auto beside_other_protobufs(const std::string& file, Call&& call) {
+  try {
+    return call();
+  } catch (const Error&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::exception& thrown) {
+    fail(
+        ErrorCode::unsupported,
+        "{}: sentencepiece met another protobuf than its own in this process: expected "
+        "libguanaco.so.1 to be opened by dlopen with RTLD_DEEPBIND (README, Use from C); found: {}",
+        file, one_line(std::string(thrown.what()).substr(0, 160)));
+  }
+}
+
 void load_processor(const std::filesystem::path& file, const std::string& serialized,
                     SentencePieceProcessor& processor) {
   const auto status = processor.LoadFromSerializedProto({serialized.data(), serialized.size()});
@@ -157,6 +177,7 @@ struct Tokenizer::Impl {
   SentencePieceProcessor continuation;  // the same model, but does not
   std::vector<std::string> pieces;      // [size] what each token adds to a text
   bool drops_first_space = true;
+  TokenId bos = -1, eos = -1;
 
   void append_ids(const SentencePieceProcessor& processor, std::string_view text,
                   std::vector<TokenId>& ids) const {
@@ -164,7 +185,9 @@ struct Tokenizer::Impl {
             "text: expected at most {} bytes, found {}", kLimit, text.size());
     require_room(text.size(), kPerTextByte);
     std::vector<int> found;
-    const auto status = processor.Encode({text.data(), text.size()}, &found);
+    const auto status = beside_other_protobufs(file, [&] {
+      return processor.Encode({text.data(), text.size()}, &found);
+    });
     // Happens where a control piece is a single character, which then may not stand in a text.
     require(status.ok(), ErrorCode::malformed, "{}: sentencepiece cannot encode a text with it: {}",
             file, one_line(status.ToString()));
@@ -177,16 +200,20 @@ Tokenizer::Tokenizer(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) 
 Tokenizer Tokenizer::load(const std::filesystem::path& file) {
   ModelProto model = read_model(file, read_text(file, kLimit));
   require_room(model.serialized.size(), kPerModelByte);
-  auto impl = std::make_shared<Impl>();
-  impl->file = printable(file.native());
-  impl->drops_first_space = model.add_dummy_prefix;
-  load_processor(file, model.serialized, impl->whole);
-  // Concatenating serialised messages merges them: normalizer_spec { add_dummy_prefix: false }.
-  model.serialized += std::string_view("\x1a\x02\x18\x00", 4);
-  load_processor(file, model.serialized, impl->continuation);
-  const int size = impl->whole.GetPieceSize();
-  for (int id = 0; id < size; ++id) impl->pieces.push_back(piece_bytes(impl->whole, id));
-  return Tokenizer(std::move(impl));
+  return beside_other_protobufs(printable(file.native()), [&] {
+    auto impl = std::make_shared<Impl>();
+    impl->file = printable(file.native());
+    impl->drops_first_space = model.add_dummy_prefix;
+    load_processor(file, model.serialized, impl->whole);
+    // Concatenating serialised messages merges them: normalizer_spec { add_dummy_prefix: false }.
+    model.serialized += std::string_view("\x1a\x02\x18\x00", 4);
+    load_processor(file, model.serialized, impl->continuation);
+    impl->bos = impl->whole.bos_id();
+    impl->eos = impl->whole.eos_id();
+    const int size = impl->whole.GetPieceSize();
+    for (int id = 0; id < size; ++id) impl->pieces.push_back(piece_bytes(impl->whole, id));
+    return Tokenizer(std::move(impl));
+  });
 }
 
 std::vector<TokenId> Tokenizer::encode(std::string_view text, bool begin) const {
@@ -223,7 +250,7 @@ std::string_view Tokenizer::piece(TokenId token) const noexcept {
 }
 
 int Tokenizer::size() const noexcept { return int(impl_->pieces.size()); }
-TokenId Tokenizer::bos() const noexcept { return impl_->whole.bos_id(); }
-TokenId Tokenizer::eos() const noexcept { return impl_->whole.eos_id(); }
+TokenId Tokenizer::bos() const noexcept { return impl_->bos; }
+TokenId Tokenizer::eos() const noexcept { return impl_->eos; }
 
 }  // namespace guanaco
