@@ -11,9 +11,9 @@ namespace guanaco {
 
 struct SamplerAccess;  // for choices that a device makes; the library's own
 
-/// How the next token is chosen. Applied in this order, which is transformers': repetition, frequency
-/// and presence penalty, temperature, top-k, top-p, min-p; then one draw from what is left.
-/// Wherever tokens are equally likely, the lower id goes first.
+/// How the next token is chosen. Applied in this order, which is transformers': repetition,
+/// frequency and presence penalty, temperature, top-k, top-p, min-p; then one draw from what is
+/// left. Wherever tokens are equally likely, the lower id goes first.
 struct SamplerOptions {
   /// >= 0; divides the logits. 0 = greedy: the largest logit, no draw.
   float temperature = 0.7f;

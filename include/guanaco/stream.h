@@ -14,8 +14,8 @@ struct TextStreamOptions {
   bool trim_before_stop = true;  ///< drop the ASCII white space that stands before a stop text
 };
 
-/// Turns the bytes of tokens into text that can be shown at once: what it releases is valid UTF-8 in
-/// whole code points, never part of a stop text, and never taken back; it does not depend on how
+/// Turns the bytes of tokens into text that can be shown at once: what it releases is valid UTF-8
+/// in whole code points, never part of a stop text, and never taken back; it does not depend on how
 /// the bytes were cut into pieces. Held back is only what may yet turn out to belong to a stop
 /// text, to the white space before one, or to a code point. One thread at a time.
 class TextStream {
