@@ -227,7 +227,7 @@ TEST_CASE("more rows than the device can choose for at once are several passes")
   for (const int most : {1, 2, 4}) {
     CAPTURE(most);
     const DeviceModel device;
-    device.backend->most_rows = most;
+    device.backend->most_rows = device.backend->pass_rows = most;
     std::vector<Session> sessions;
     std::vector<Generation> generations;
     std::vector<Generation*> all;
@@ -252,6 +252,26 @@ TEST_CASE("more rows than the device can choose for at once are several passes")
       CHECK(reply == reply_of(host(), prompt_of(i), sampler_of(i), options));
     }
   }
+}
+
+TEST_CASE(
+    "a device that likes more rows in a pass than it can choose for leaves them to the host") {
+  const DeviceModel device;
+  device.backend->most_rows = 1;
+  Session first(device.model, {.context = 256}), second(device.model, {.context = 256});
+  const GenerateOptions options{.max_tokens = 8, .stop_at_end_of_text = false};
+  Generation one = first.generate("The", kGreedy, options),
+             two = second.generate("Hello", kGreedy, options);
+  Generation* both[] = {&one, &two};
+  for (int i = 0; i < 4; ++i) {
+    step(both);
+    CHECK(one.next());
+    CHECK(two.next());
+  }
+  CHECK(device.backend->rows_chosen == 0);
+  CHECK(device.backend->passes == 4);
+  CHECK(run(one).tokens.size() == 4);
+  CHECK(device.backend->rows_chosen == 4);
 }
 
 TEST_CASE("the last rows of many feeds are asked for together") {

@@ -5,6 +5,7 @@
 #include <guanaco/guanaco.h>
 
 #include "cuda_fixture.h"
+#include "error_of.h"
 #include "synthetic.h"
 
 namespace guanaco {
@@ -13,14 +14,9 @@ namespace {
 __global__ void trap() { asm volatile("trap;"); }
 
 ErrorCode code_of(const auto& what) {
-  try {
-    what();
-  } catch (const Error& error) {
-    MESSAGE(std::string(error.what()));
-    return error.code();
-  }
-  FAIL_CHECK("nothing was thrown");
-  return ErrorCode::internal;
+  const Error error = error_of(what);
+  MESSAGE(std::string(error.what()));
+  return error.code();
 }
 
 TEST_CASE("a GPU lost in mid-run is an error of every call and the process goes on") {

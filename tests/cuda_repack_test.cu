@@ -472,14 +472,13 @@ TEST_CASE("the first part with a scale that is no finite number is put down") {
   if (!has_device()) return;
   std::mt19937 random(5);
   const StripMap plain;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const auto part_of = [](BadScale bad) { return unsigned(bad >> 32); };
   for (const int bits : {4, 8})
     for (const bool single : {false, true}) {
       Gptq q(bits, 256, 64, neighbouring(256, 128), 2, true, random);
-      Packed packed(single      ? WeightKind::single
-                    : bits == 8 ? WeightKind::byte
-                                : WeightKind::nibble,
-                    256, 4, 1, !single, {});
+      const auto codes = bits == 8 ? WeightKind::byte : WeightKind::nibble;
+      Packed packed(single ? WeightKind::single : codes, 256, 4, 1, !single, {});
       const auto repack = [&](float scale, unsigned number) {
         check(cudaMemcpy(q.device[2].as<float>() + 64 + 13, &scale, sizeof scale,
                          cudaMemcpyHostToDevice),
@@ -488,18 +487,13 @@ TEST_CASE("the first part with a scale that is no finite number is put down") {
         source.number = number;
         source.group = number % 2 == 0 ? source.group : nullptr;
         source.group_size = 128;
-        if (single) {
-          repack_gptq_single(source, plain, packed.weight, nullptr);
-        } else {
-          repack_gptq(source, plain, nullptr, packed.weight, nullptr);
-        }
+        single ? repack_gptq_single(source, plain, packed.weight, nullptr)
+               : repack_gptq(source, plain, nullptr, packed.weight, nullptr);
         return download<BadScale>(q.device[4].as<void>(), 1)[0];
       };
       CHECK(repack(1.0f, 1) == ~BadScale(0));
-      CHECK(part_of(repack(-std::numeric_limits<float>::infinity(), 7)) == 7);
+      CHECK(part_of(repack(-kInfinity, 7)) == 7);
       CHECK(part_of(repack(std::numeric_limits<float>::quiet_NaN(), 9)) == 7);
-      const BadScale bad = repack(std::numeric_limits<float>::infinity(), 2);
-      CHECK(part_of(bad) == 2);
-      CHECK(std::bit_cast<float>(std::uint32_t(bad)) == std::numeric_limits<float>::infinity());
+      CHECK(repack(kInfinity, 2) == (BadScale(2) << 32 | std::bit_cast<unsigned>(kInfinity)));
     }
 }

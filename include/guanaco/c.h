@@ -316,7 +316,7 @@ GUANACO_API void guanaco_generation_free(guanaco_generation* generation);
  * penalties) may be NULL. */
 GUANACO_API guanaco_status guanaco_generation_next(guanaco_generation* generation, const char** text, size_t* length,
                                                    int32_t* token, float* logprob, guanaco_error* error);
-/* A token for each of many generations of one model, in one pass over the weights or, on a GPU, one for every 8; the
+/* A token for each of many generations of one model, in as few passes over the weights as the device likes; the
  * guanaco_generation_next() that follows hands out what it made. Prompts that it computes report no progress. */
 GUANACO_API guanaco_status guanaco_generation_step(guanaco_generation* const* generations, size_t count,
                                                    guanaco_error* error);

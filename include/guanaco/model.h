@@ -33,8 +33,7 @@ struct ModelOptions {
   int rows = 512;   ///< 1..4096; most tokens in one pass over the weights; longer feeds are split
   ZeroPoints zero_points = ZeroPoints::automatic;
   /// Bytes asked for so far, which on a GPU are read while more is asked for, and bytes in all; on
-  /// the thread that loads. Return false to give up: load() throws
-  /// cancelled.
+  /// the thread that loads. Return false to give up: load() throws cancelled.
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress = {};
   /// Gets one line at a time, on the thread that loads. Empty = silent; the library itself never
   /// prints.

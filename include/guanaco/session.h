@@ -155,8 +155,8 @@ class Generation {
   std::unique_ptr<GenerationState> state_;
 };
 
-/// Computes one token for each unfinished generation, in one pass over the weights or, on a GPU,
-/// one for every 8; the next() that follows hands it out. Prompts may still be unfed. A full
+/// Computes one token for each unfinished generation, in as few passes over the weights as the
+/// device likes; the next() that follows hands it out. Prompts may still be unfed. A full
 /// context or a cancel ends that generation, not the others. Throws invalid_argument if generations
 /// repeat or have different models; and what next() throws, once all others have their token.
 void step(std::span<Generation* const> generations);

@@ -109,10 +109,13 @@ ChoiceRule SamplerAccess::rule(const Sampler& sampler, int choices) {
 
 void choose_on_device(LoadedModel& model, std::span<const StepRow> rows,
                       std::span<const std::stop_token> cancel) {
+  const std::size_t n = rows.size();
   const auto most = std::size_t(std::max(most_rows(model), 1));
-  for (std::size_t first = 0; first < rows.size(); first += most)
-    choose_in_one_pass(model, rows.subspan(first, std::min(most, rows.size() - first)), cancel,
-                       rows.size() <= most);
+  // Who would rather take more rows in a pass than it can choose for leaves the choice to the host.
+  if (n > most && model.backend->rows_of_pass(std::min(int(n), model.rows)) > int(most))
+    return choose_in_one_pass(model, rows, cancel, false);
+  for (std::size_t first = 0; first < n; first += most)
+    choose_in_one_pass(model, rows.subspan(first, std::min(most, n - first)), cancel, n <= most);
 }
 
 }  // namespace guanaco

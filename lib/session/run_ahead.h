@@ -39,7 +39,7 @@ struct StepRow {
 /// Gets the next token of each row from the device, as far as it can choose, and leaves it in
 /// claim->choice. Rows without a choice afterwards are to be fed, and chosen for by the host:
 /// a pass is either launched for all its rows or, where some have choices from before, for none.
-/// More rows than the device can choose for at once are several passes.
+/// More rows than the device can choose for at once are several passes, if it likes them so.
 ///
 /// One pass runs ahead: the pass that feeds the tokens chosen in this step is launched before they
 /// are waited for, so that the device never waits for the host. The next step finds it as
